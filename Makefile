@@ -1,0 +1,63 @@
+# SPDX-License-Identifier: GPL-2.0
+# Everything made lies under build/.  Documentation/test-bed.rst says how it works.
+
+MAKEFLAGS += --no-print-directory
+export LINUX
+
+.PHONY: help run test shell kernel kernel-debug programs headers tree refresh check clean setup
+
+help:
+	@echo 'make run           build the plain kernel, boot it, show what an address space is for'
+	@echo 'make test          build both kernels and run every test (scripts/test --list: its stages)'
+	@echo 'make shell         a shell in the plain kernel, with the programs; DEBUG=1: in the debug kernel'
+	@echo
+	@echo 'make kernel        build/kernel-plain'
+	@echo 'make kernel-debug  build/kernel-debug'
+	@echo 'make programs      the tools, selftests and samples, as static programs'
+	@echo 'make headers       the kernel'\''s headers for programs: build/headers/include'
+	@echo
+	@echo 'make tree          bring build/linux up to date with this repository'
+	@echo 'make refresh       bring what was changed in build/linux back into this repository'
+	@echo 'make check         rustfmt, clippy and checkpatch'
+	@echo 'make clean         remove build/'
+	@echo
+	@echo 'LINUX=/path/to/linux-7.3.x takes the source from there (a copy); otherwise it is downloaded.'
+	@echo 'scripts/vm runs any command in the VM: scripts/vm --help'
+
+setup:
+	@scripts/setup
+
+tree: setup
+	@scripts/fetch-source
+	@scripts/tree apply
+
+refresh:
+	@scripts/tree refresh
+
+kernel: tree
+	@scripts/stage kernel-plain 'build the plain kernel' scripts/kernel-build
+
+kernel-debug: tree
+	@scripts/stage kernel-debug 'build the debug kernel' scripts/kernel-build --debug
+
+headers: tree
+	@scripts/stage headers 'install the headers' \
+		scripts/kernel-build headers_install INSTALL_HDR_PATH="$(CURDIR)/build/headers"
+
+programs: setup
+	@scripts/stage programs 'build the programs' cargo build --release --workspace --bins --examples
+
+run: kernel programs
+	@scripts/vm --programs --timeout 60 -- tour
+
+shell: $(if $(DEBUG),kernel-debug,kernel) programs
+	@scripts/vm $(if $(DEBUG),--debug --no-leak-check) --programs --tty -- sh
+
+test: tree
+	@scripts/test
+
+check:
+	@scripts/check
+
+clean:
+	rm -rf build
