@@ -1,0 +1,207 @@
+// SPDX-License-Identifier: GPL-2.0
+
+//! Looking up and changing the mappings of an address space.
+//!
+//! C header: [`include/linux/mm.h`](srctree/include/linux/mm.h)
+
+use super::{virt::VmaRef, MmWithUser, MmapReadGuard};
+use crate::{
+    bindings,
+    error::{code::*, from_err_ptr, to_result, Result},
+    ffi::c_void,
+    fs::{mmap::Backing, LocalFile},
+    page::PAGE_MASK,
+    types::NotThreadSafe,
+    uapi,
+};
+use core::{ops::Range, ptr};
+
+impl MmWithUser {
+    /// Locks the mmap read lock, unless the task is killed while it waits ([`EINTR`]).
+    pub fn mmap_read_lock_killable(&self) -> Result<MmapReadGuard<'_>> {
+        // SAFETY: The pointer is valid since self is a reference.
+        if unsafe { bindings::mmap_read_lock_killable(self.as_raw()) } != 0 {
+            return Err(EINTR);
+        }
+        // INVARIANT: We just acquired the read lock.
+        Ok(MmapReadGuard {
+            mm: self,
+            _nts: NotThreadSafe,
+        })
+    }
+
+    /// Locks the mmap write lock, unless the task is killed while it waits ([`EINTR`]).
+    pub fn mmap_write_lock_killable(&self) -> Result<MmapWriteGuard<'_>> {
+        // SAFETY: The pointer is valid since self is a reference.
+        if unsafe { bindings::mmap_write_lock_killable(self.as_raw()) } != 0 {
+            return Err(EINTR);
+        }
+        // INVARIANT: We just acquired the write lock.
+        Ok(MmapWriteGuard {
+            mm: self,
+            _nts: NotThreadSafe,
+        })
+    }
+
+    /// The number of mappings, as of some moment.
+    pub fn map_count(&self) -> usize {
+        // SAFETY: The mm is valid, and an aligned `int` is read whole.
+        let count = unsafe { (&raw const (*self.raw_fields()).map_count).read_volatile() };
+        count as usize
+    }
+
+    /// The number of pages in all mappings, as of some moment.
+    pub fn total_vm(&self) -> usize {
+        // SAFETY: The mm is valid, and an aligned `unsigned long` is read whole.
+        unsafe { (&raw const (*self.raw_fields()).total_vm).read_volatile() }
+    }
+
+    /// The first address past those that can be mapped.
+    pub fn task_size(&self) -> usize {
+        // SAFETY: The mm is valid, and `task_size` is not changed once the mm is in use.
+        unsafe { (*self.raw_fields()).task_size }
+    }
+
+    fn raw_fields(&self) -> *const bindings::mm_struct__bindgen_ty_1 {
+        // SAFETY: The pointer is valid since self is a reference.
+        unsafe { &raw const (*self.as_raw()).__bindgen_anon_1 }
+    }
+}
+
+impl MmapReadGuard<'_> {
+    /// The first VMA that ends above `addr`, whether or not it begins at or below it.
+    pub fn find_vma(&self, addr: usize) -> Option<&VmaRef> {
+        // SAFETY: By the type invariants we hold the mmap read lock.
+        let vma = unsafe { bindings::find_vma(self.mm.as_raw(), addr) };
+        // SAFETY: If not null, the VMA is valid while the lock is held, that is, for as long as
+        // self is borrowed.
+        (!vma.is_null()).then(|| unsafe { VmaRef::from_raw(vma) })
+    }
+
+    /// The address space that is locked.
+    pub fn mm(&self) -> &MmWithUser {
+        self.mm
+    }
+}
+
+/// What [`MmapWriteGuard::map_fixed`] is to map.
+pub struct Mapping<'a> {
+    /// The file, or [`None`] for anonymous memory.
+    pub file: Option<&'a LocalFile>,
+    /// `PROT_*` bits.
+    pub prot: usize,
+    /// `MAP_*` bits; `MAP_FIXED` is added.
+    pub flags: usize,
+    /// First page of the file.
+    pub pgoff: usize,
+}
+
+/// A guard for the mmap write lock.
+///
+/// # Examples
+///
+/// ```
+/// use kernel::mm::{OwnedMm, edit::Mapping};
+/// use kernel::page::PAGE_SIZE;
+///
+/// let mm = OwnedMm::new()?;
+/// let start = 1 << 30;
+/// // A shared anonymous mapping (PROT_READ | PROT_WRITE, MAP_SHARED | MAP_ANONYMOUS).
+/// let anon = Mapping { file: None, prot: 3, flags: 0x21, pgoff: 0 };
+///
+/// let mut guard = mm.mmap_write_lock_killable()?;
+/// guard.map_fixed(&anon, start..start + 4 * PAGE_SIZE)?;
+/// guard.unmap(start + PAGE_SIZE..start + 2 * PAGE_SIZE)?;
+/// drop(guard);
+///
+/// let guard = mm.mmap_read_lock();
+/// assert!(guard.vma_lookup(start).is_some());
+/// assert!(guard.vma_lookup(start + PAGE_SIZE).is_none());
+/// assert_eq!(guard.find_vma(start + PAGE_SIZE).unwrap().start(), start + 2 * PAGE_SIZE);
+/// assert_eq!(mm.map_count(), 2);
+/// assert_eq!(mm.total_vm(), 3);
+/// # Ok::<(), Error>(())
+/// ```
+///
+/// # Invariants
+///
+/// This guard owns the mmap write lock.
+pub struct MmapWriteGuard<'a> {
+    mm: &'a MmWithUser,
+    // The lock must be released on the same thread.
+    _nts: NotThreadSafe,
+}
+
+impl MmapWriteGuard<'_> {
+    /// Maps `what` at `range`, in place of whatever is there.
+    ///
+    /// The checks of `mmap(2)` apply. [`EINVAL`] if `range` is empty, not page aligned or beyond
+    /// what can be mapped; [`ENODEV`] if the file is [`Backing::Other`]. On an mm that is not the current task's, a failure leaves the mappings as they
+    /// were.
+    pub fn map_fixed(&mut self, what: &Mapping<'_>, range: Range<usize>) -> Result {
+        self.check(&range)?;
+        if what
+            .file
+            .is_some_and(|file| file.backing() == Backing::Other)
+        {
+            return Err(ENODEV);
+        }
+        let mut populate = 0;
+        // SAFETY: By the type invariants we hold the mmap write lock; the range was checked, and the
+        // file, if any, is valid. No list is passed for userfaultfd.
+        let ret = unsafe {
+            bindings::do_mmap_mm(
+                self.mm.as_raw(),
+                what.file.map_or(ptr::null_mut(), |file| file.as_ptr()),
+                range.start,
+                range.end - range.start,
+                what.prot,
+                what.flags | uapi::MAP_FIXED as usize,
+                pin_init::zeroed(),
+                what.pgoff,
+                &mut populate,
+                ptr::null_mut(),
+            )
+        };
+        from_err_ptr(ret as *mut c_void).map(drop)
+    }
+
+    /// Unmaps whatever is mapped in `range`. [`EINVAL`] if it is empty, not page aligned or beyond
+    /// what can be mapped.
+    pub fn unmap(&mut self, range: Range<usize>) -> Result {
+        self.check(&range)?;
+        // SAFETY: By the type invariants we hold the mmap write lock; the range was checked.
+        to_result(unsafe { bindings::unmap_range(self.mm.as_raw(), range.start, range.end) })
+    }
+
+    fn check(&self, range: &Range<usize>) -> Result {
+        if range.is_empty()
+            || (range.start | range.end) & !PAGE_MASK != 0
+            || range.end > self.mm.task_size()
+        {
+            return Err(EINVAL);
+        }
+        Ok(())
+    }
+
+    /// Is anything mapped in `range`?
+    pub fn intersects(&self, range: Range<usize>) -> bool {
+        // SAFETY: By the type invariants we hold the mmap write lock.
+        let vma = unsafe { bindings::find_vma(self.mm.as_raw(), range.start) };
+        // SAFETY: If not null, the VMA is valid while the lock is held.
+        !vma.is_null() && unsafe { VmaRef::from_raw(vma) }.start() < range.end
+    }
+
+    /// The address space that is locked.
+    pub fn mm(&self) -> &MmWithUser {
+        self.mm
+    }
+}
+
+impl Drop for MmapWriteGuard<'_> {
+    #[inline]
+    fn drop(&mut self) {
+        // SAFETY: We hold the write lock by the type invariants.
+        unsafe { bindings::mmap_write_unlock(self.mm.as_raw()) };
+    }
+}
