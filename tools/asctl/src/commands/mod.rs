@@ -1,0 +1,12 @@
+// SPDX-License-Identifier: GPL-2.0
+
+//! The subcommands, one file each.
+
+pub mod exec;
+pub mod info;
+pub mod ls;
+pub mod map;
+pub mod maps;
+pub mod read;
+pub mod unmap;
+pub mod write;
