@@ -1,0 +1,50 @@
+// SPDX-License-Identifier: GPL-2.0
+
+//! Tests of the promises of the address space interface.
+//!
+//! Runs as root on a kernel with `CONFIG_ADDRESS_SPACE_FD` and prints KTAP. Each test is a
+//! process of its own: one that crashes or hangs fails alone.
+
+mod create;
+mod fixed;
+mod harness;
+mod io;
+mod kinds;
+mod kvm;
+mod kvm_api;
+mod kvm_close_stress;
+mod kvm_deputy;
+mod kvm_holes;
+mod kvm_life;
+mod kvm_running;
+mod life;
+mod memcg;
+mod mmap_args;
+mod model;
+mod munmap;
+mod query;
+mod races;
+mod support;
+
+fn main() -> std::process::ExitCode {
+    harness::main(&[
+        create::TESTS,
+        mmap_args::TESTS,
+        kinds::TESTS,
+        fixed::TESTS,
+        munmap::TESTS,
+        io::TESTS,
+        query::TESTS,
+        life::TESTS,
+        memcg::TESTS,
+        kvm_api::TESTS,
+        kvm::TESTS,
+        kvm_holes::TESTS,
+        kvm_running::TESTS,
+        kvm_life::TESTS,
+        kvm_deputy::TESTS,
+        races::TESTS,
+        model::TESTS,
+        kvm_close_stress::TESTS,
+    ])
+}

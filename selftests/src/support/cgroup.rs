@@ -1,0 +1,91 @@
+// SPDX-License-Identifier: GPL-2.0
+
+//! A memory cgroup of its own for a test.
+
+use std::fs;
+use std::path::PathBuf;
+
+use crate::harness::skip;
+
+const ROOT: &str = "/sys/fs/cgroup";
+
+pub struct Cgroup(PathBuf);
+
+impl Cgroup {
+    /// Skips the test where there is no memory controller.
+    pub fn new(name: &str) -> Cgroup {
+        let _ = fs::write(format!("{ROOT}/cgroup.subtree_control"), "+memory");
+        Cgroup::below(&PathBuf::from(ROOT), name)
+    }
+
+    /// A child of this one; charges count for both.
+    pub fn child(&self, name: &str) -> Cgroup {
+        fs::write(self.0.join("cgroup.subtree_control"), "+memory").expect("subtree_control");
+        Cgroup::below(&self.0, name)
+    }
+
+    fn below(parent: &std::path::Path, name: &str) -> Cgroup {
+        let path = parent.join(format!("selftests-{name}-{}", std::process::id()));
+        if let Err(e) = fs::create_dir(&path) {
+            skip(&format!("{path:?}: {e}"));
+        }
+        if !path.join("memory.current").exists() {
+            let _ = fs::remove_dir(&path);
+            skip("no memory controller in cgroup2");
+        }
+        Cgroup(path)
+    }
+
+    /// Moves the calling process in.
+    pub fn enter(&self) {
+        fs::write(self.0.join("cgroup.procs"), "0").expect("cgroup.procs");
+    }
+
+    /// Moves the calling process to the root of the hierarchy.
+    pub fn leave() {
+        fs::write(format!("{ROOT}/cgroup.procs"), "0").expect("cgroup.procs");
+    }
+
+    pub fn set(&self, file: &str, value: &str) {
+        let path = self.0.join(file);
+        fs::write(&path, value).unwrap_or_else(|e| panic!("{path:?}: {e}"));
+    }
+
+    /// May fail: `memory.reclaim` does so when it got less than it was asked for.
+    pub fn try_set(&self, file: &str, value: &str) -> bool {
+        fs::write(self.0.join(file), value).is_ok()
+    }
+
+    /// Bytes charged now.
+    pub fn charged(&self) -> u64 {
+        fs::read_to_string(self.0.join("memory.current"))
+            .expect("memory.current")
+            .trim()
+            .parse()
+            .unwrap()
+    }
+
+    /// A count of memory.events.
+    pub fn event(&self, name: &str) -> u64 {
+        let text = fs::read_to_string(self.0.join("memory.events")).expect("memory.events");
+        let line = text
+            .lines()
+            .find_map(|l| l.strip_prefix(name)?.strip_prefix(' '));
+        line.expect("an event of that name").parse().unwrap()
+    }
+
+    /// Removes it, which works as soon as no process is in it.
+    pub fn remove(&self) {
+        fs::remove_dir(&self.0).expect("rmdir of the cgroup");
+    }
+
+    pub fn exists(&self) -> bool {
+        self.0.exists()
+    }
+}
+
+impl Drop for Cgroup {
+    fn drop(&mut self) {
+        let _ = fs::remove_dir(&self.0);
+    }
+}

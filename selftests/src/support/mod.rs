@@ -1,0 +1,21 @@
+// SPDX-License-Identifier: GPL-2.0
+
+//! What the tests are made of.
+
+pub mod cgroup;
+pub mod faults;
+pub mod files;
+pub mod guest;
+pub mod process;
+pub mod snapshot;
+pub mod space;
+pub mod system;
+
+pub use nix::errno::Errno;
+pub use space::{Map, Space, PAGE};
+
+/// What a call that may be refused answers.
+pub type Result<T> = std::result::Result<T, Errno>;
+
+/// 2 MiB, the huge page of the test machine.
+pub const HUGE: u64 = 2 << 20;
