@@ -48,7 +48,8 @@ programs: setup
 	@scripts/stage programs 'build the programs' cargo build --release --workspace --bins --examples
 
 run: kernel programs
-	@scripts/vm --programs --timeout 60 -- tour
+	@scripts/vm --programs --with build/kernel-plain/arch/x86/boot/bzImage:/boot/bzImage \
+		--timeout 60 -- tour
 
 shell: $(if $(DEBUG),kernel-debug,kernel) programs
 	@scripts/vm $(if $(DEBUG),--debug --no-leak-check) --programs --tty -- sh
@@ -60,4 +61,5 @@ check:
 	@scripts/check
 
 clean:
+	@scripts/tree saved
 	rm -rf build
