@@ -27,12 +27,15 @@ impl<W: Write> Hexdump<W> {
         }
     }
 
-    /// Writes the line that is not full yet, and the address where the dump ends.
+    /// Writes the line that is not full yet, and the address where the dump ends. A dump of nothing
+    /// stays empty.
     pub fn finish(mut self) -> io::Result<()> {
         if !self.line.is_empty() {
             self.write_line()?;
         }
-        writeln!(self.out, "{:08x}", self.addr)?;
+        if !self.last.is_empty() {
+            writeln!(self.out, "{:08x}", self.addr)?;
+        }
         self.out.flush()
     }
 
@@ -119,6 +122,6 @@ mod tests {
 
     #[test]
     fn nothing() {
-        assert_eq!(dump(0x10, b""), "00000010\n");
+        assert_eq!(dump(0x10, b""), "");
     }
 }

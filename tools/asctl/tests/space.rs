@@ -81,7 +81,7 @@ impl Holder {
         let pid = child.id();
         // It is asctl until the space is made.
         let comm = || fs::read_to_string(format!("/proc/{pid}/comm")).unwrap_or_default();
-        for _ in 0..500 {
+        for _ in 0..6000 {
             if comm() != "asctl\n" {
                 break;
             }
@@ -214,7 +214,9 @@ fn map_and_unmap() {
 
     let file = folder("map").join("data");
     let file = file.to_str().unwrap();
-    ok(&["map", space, "--file", file, "--prot", "rw", "--at", "0"]);
+    ok(&[
+        "map", space, "--file", file, "--len", "4K", "--prot", "rw", "--at", "0",
+    ]);
     asctl(&["write", space, "0"], b"A");
     assert_eq!(fs::read(file).unwrap()[0], b'A');
 }

@@ -251,7 +251,7 @@ fn fdinfo_says_the_same() {
         assert_eq!((a.prot, a.shared), (b.prot, b.shared));
     }
     assert_eq!(fdinfo.maps[0].name, "[anon]");
-    assert_eq!(fdinfo.maps[1].name, "memfd:test");
+    assert_eq!(fdinfo.maps[1].name, "/memfd:test (deleted)");
 }
 
 #[test]
