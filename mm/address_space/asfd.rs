@@ -13,9 +13,9 @@
 //!
 //! # Locks
 //!
-//! From the outside in: a client's own locks (KVM's `slots_lock`), the list of [`clients`], the
-//! space's mmap lock, `i_mmap_rwsem`, MMU notifiers, page-table locks. A client is released with
-//! none of them held.
+//! From the outside in: a client's own locks (KVM's `slots_lock`), the list of [`clients`]; and
+//! apart from that list: the space's mmap lock, `i_mmap_rwsem`, page-table locks, what MMU
+//! notifiers take. A client is released with none of them held.
 
 use kernel::{module::ThisModule, prelude::*};
 

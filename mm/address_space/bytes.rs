@@ -102,7 +102,7 @@ fn step<B: Buffer>(owner: &SpaceOwner, pos: u64, len: usize, buffer: &mut B) -> 
         return Err(EFAULT);
     }
     if copied == 0 && kernel::current!().signal_pending() {
-        return Err(EINTR);
+        return Err(ERESTARTSYS);
     }
     Ok(copied)
 }

@@ -159,7 +159,8 @@ impl Backed {
             Source::AnonymousHuge(log) => {
                 let page_size = hugetlb_page_size(log).ok_or(EINVAL)?;
                 let len = space::round_up(request.len, page_size).ok_or(ENOMEM)?;
-                let file = LocalFile::anon_hugetlb(usize::try_from(len)?, log)?;
+                let file =
+                    LocalFile::anon_hugetlb(usize::try_from(len)?, log).map_err(no_memory)?;
                 (Some(file), page_size)
             }
         };
@@ -211,15 +212,18 @@ pub(crate) fn mmap(fd: i32, args: UserPtr, size: usize) -> Result<u64> {
         let _charge = ChargeTo::new(asfd.owner.mm());
         let mut guard = asfd.owner.mm().mmap_write_lock_killable()?;
         let range = place(asfd, &guard, &request, &backed)?;
-        guard.map_fixed(
-            &Mapping {
-                file: backed.file.as_deref(),
-                prot: request.prot as usize,
-                flags: request.flags as usize,
-                pgoff: (request.offset / PAGE_SIZE as u64) as usize,
-            },
-            range.clone(),
-        )?;
+        let mapping = Mapping {
+            file: backed.file.as_deref(),
+            prot: request.prot as usize,
+            flags: request.flags as usize,
+            pgoff: (request.offset / PAGE_SIZE as u64) as usize,
+        };
+        guard
+            .map_fixed(&mapping, range.clone())
+            .map_err(|err| match mapping.file {
+                Some(_) => err,
+                None => no_memory(err),
+            })?;
         range
     };
     let offset = space::offset_of(range.start);
@@ -227,6 +231,15 @@ pub(crate) fn mmap(fd: i32, args: UserPtr, size: usize) -> Result<u64> {
         populate(asfd.owner.mm(), range);
     }
     Ok(offset)
+}
+
+/// What is behind anonymous memory is a file system, which calls a lack of memory [`ENOSPC`].
+fn no_memory(err: Error) -> Error {
+    if err == ENOSPC {
+        ENOMEM
+    } else {
+        err
+    }
 }
 
 /// Decides where in the mm the mapping goes.

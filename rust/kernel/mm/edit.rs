@@ -136,8 +136,8 @@ impl MmapWriteGuard<'_> {
     /// Maps `what` at `range`, in place of whatever is there.
     ///
     /// The checks of `mmap(2)` apply. [`EINVAL`] if `range` is empty, not page aligned or beyond
-    /// what can be mapped; [`ENODEV`] if the file is [`Backing::Other`]. On an mm that is not the current task's, a failure leaves the mappings as they
-    /// were.
+    /// what can be mapped; [`ENODEV`] if the file is [`Backing::Other`]. On an mm that is not the
+    /// current task's, a failure leaves the mappings as they were.
     pub fn map_fixed(&mut self, what: &Mapping<'_>, range: Range<usize>) -> Result {
         self.check(&range)?;
         if what
