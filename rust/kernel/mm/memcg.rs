@@ -12,7 +12,8 @@ use core::marker::PhantomData;
 /// cgroup of an mm without an owner, where it would be charged to the task's.
 ///
 /// Faults on such an mm charge its user pages there by themselves; this is for page tables, VMAs
-/// and page cache.
+/// and page cache. At the limit of the memory cgroup all of these fail, and nobody is killed for
+/// it. Such scopes do not nest.
 ///
 /// # Examples
 ///
