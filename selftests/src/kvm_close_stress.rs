@@ -21,7 +21,7 @@ crate::suite![closes_under_a_running_guest(1500)];
 
 const ROUNDS_PER_VM: u32 = 10;
 /// Pages of each file, and where in the guest and the space the walked range begins.
-const PAGES: u64 = 32;
+const PAGES: u64 = 16;
 const BASE: u64 = 1 << 20;
 
 /// A page of a file that is not disturbed, with two words: the guest copies the first to the
@@ -62,7 +62,7 @@ impl Beacon {
             if started.elapsed() >= wait {
                 return false;
             }
-            std::thread::yield_now();
+            std::thread::sleep(Duration::from_micros(100));
         }
         true
     }
@@ -108,6 +108,8 @@ struct Meetings {
     walks: AtomicU64,
     holes: AtomicU64,
     faults: AtomicU64,
+    /// Of the guest, as its code and page tables were gone.
+    shutdowns: AtomicU64,
     truncations: AtomicU64,
     punches: AtomicU64,
     pageouts: AtomicU64,
@@ -181,9 +183,9 @@ fn cut(victims: &Victims, stop: &AtomicBool, met: &Meetings) {
             let mode = FallocateFlags::FALLOC_FL_PUNCH_HOLE | FallocateFlags::FALLOC_FL_KEEP_SIZE;
             fallocate(file, mode, start, 4 * PAGE as i64).expect("fallocate");
             met.punches.fetch_add(1, Relaxed);
+            // Most of the time the guest finds its pages.
+            std::thread::sleep(Duration::from_millis(random.u64(0..10)));
         }
-        // Most of the time the guest finds its pages.
-        std::thread::sleep(Duration::from_millis(random.u64(0..4)));
     }
 }
 
@@ -219,14 +221,14 @@ fn page_out(victims: &Victims, cgroup: &Cgroup, stop: &AtomicBool, met: &Meeting
         if turn % 64 == 0 {
             drop_caches();
         }
-        std::thread::sleep(Duration::from_millis(1));
+        std::thread::sleep(Duration::from_millis(5));
     }
 }
 
 /// Some rounds with one VM: a space is made and shown, the guest walks it, the space is closed.
 fn one_vm(numbers: std::ops::Range<u32>, victims: &Victims, beacon: &Beacon, met: &Meetings) {
     let vm = Vm::new();
-    // The code is outside the space, or, every other VM, in the space that goes.
+    // The guest's code is outside the space, or, every other VM, in the space that goes.
     let code_inside = numbers.start / ROUNDS_PER_VM % 2 == 1;
     let _code = (!code_inside).then(|| plain_code(&vm));
     let vcpu = vm.vcpu(0);
@@ -262,6 +264,11 @@ fn walk(mut vcpu: crate::support::guest::Vcpu, stop: &AtomicBool, met: &Meetings
                 }
                 Exit::MemoryFault { .. } => {
                     met.faults.fetch_add(1, Relaxed);
+                    break;
+                }
+                Exit::Other(_) => {
+                    met.shutdowns.fetch_add(1, Relaxed);
+                    vcpu.reset();
                     break;
                 }
                 _ => break,

@@ -8,12 +8,15 @@ use asfd::sys::KVM_MEM_HOLE_EXIT;
 
 use crate::harness::skip;
 use crate::support::files;
-use crate::support::guest::{plain_code, sees, window, word, Exit, Guest, Kicker, Vm};
+use crate::support::guest::{
+    place_code, plain_code, sees, window, word, Args, Exit, Guest, Kicker, Routine, Vm,
+};
 use crate::support::system::eventually;
 use crate::support::{Map, Space, PAGE};
 
 crate::suite![
     closing_the_space,
+    next_space_takes_over,
     closing_the_vm_first,
     every_order_of_closing,
     guest_memfd_windows_leak_nothing,
@@ -57,6 +60,39 @@ fn closing_the_space() {
     }
 }
 
+/// The space that is closed has the guest's code and page tables; then another one has them.
+fn next_space_takes_over() {
+    let vm = Vm::new();
+    let mut vcpu = vm.vcpu(0);
+    for round in 0..5 {
+        let space = Space::new();
+        place_code(&space, 0);
+        space.must_map(Map::anon(PAGE, PAGE));
+        vm.must_map(window(1, 0, 16 * PAGE, &space, 0));
+        assert_eq!(vcpu.store(PAGE, round), Exit::Done(round));
+        // Closed while the guest runs, or before it is run.
+        let args = Args {
+            ebx: PAGE as u32,
+            ..Default::default()
+        };
+        let exit = std::thread::scope(|scope| {
+            let _kicker = Kicker::after(Duration::from_millis(300));
+            if round % 2 == 0 {
+                drop(space);
+            } else {
+                scope.spawn(|| {
+                    std::thread::sleep(Duration::from_millis(50));
+                    drop(space);
+                });
+            }
+            vcpu.call(Routine::Count, args)
+        });
+        assert!(!matches!(exit, Exit::Done(_)), "{exit:?}");
+        vm.unmap_slot(1).expect("delete");
+        vcpu.reset();
+    }
+}
+
 fn closing_the_vm_first() {
     let Guest {
         space,
@@ -78,7 +114,7 @@ fn closing_the_vm_first() {
     space.unmap(0, space.end()).expect("unmap");
 }
 
-/// Space, VM, vCPU and file, closed in each of the 24 orders, each without a pause and with one.
+/// Space, VM, vCPU and file, closed in each of the 24 orders, with and without a pause between.
 fn every_order_of_closing() {
     let mut orders = Vec::new();
     for n in 0..256u32 {
@@ -88,26 +124,24 @@ fn every_order_of_closing() {
         }
     }
     assert_eq!(orders.len(), 24);
-    for order in orders {
-        for pause in [0, 5] {
-            let file = files::memfd(PAGE);
-            let Guest {
-                space,
-                vm,
-                mut vcpu,
-            } = Guest::new(16);
-            space.must_map(Map::file(&file, 4 * PAGE, PAGE));
-            assert_eq!(vcpu.store(4 * PAGE, 1), Exit::Done(1));
-            let mut things: [Option<Box<dyn std::any::Any>>; 4] = [
-                Some(Box::new(space)),
-                Some(Box::new(vm)),
-                Some(Box::new(vcpu)),
-                Some(Box::new(file)),
-            ];
-            for index in order {
-                things[index as usize] = None;
-                std::thread::sleep(Duration::from_millis(pause));
-            }
+    for (order, pause) in orders.into_iter().zip([0, 5].into_iter().cycle()) {
+        let file = files::memfd(PAGE);
+        let Guest {
+            space,
+            vm,
+            mut vcpu,
+        } = Guest::new(16);
+        space.must_map(Map::file(&file, 4 * PAGE, PAGE));
+        assert_eq!(vcpu.store(4 * PAGE, 1), Exit::Done(1));
+        let mut things: [Option<Box<dyn std::any::Any>>; 4] = [
+            Some(Box::new(space)),
+            Some(Box::new(vm)),
+            Some(Box::new(vcpu)),
+            Some(Box::new(file)),
+        ];
+        for index in order {
+            things[index as usize] = None;
+            std::thread::sleep(Duration::from_millis(pause));
         }
     }
 }

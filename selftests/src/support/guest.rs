@@ -3,8 +3,8 @@
 //! A small KVM guest: 32-bit code with flat segments and identity paging, so that its addresses
 //! are guest-physical. The host calls one of a few routines, which ends in HLT or in another exit.
 //!
-//! Paging is on since QEMU's TCG, on which these tests run, has trouble with nested paging under
-//! a guest without it.
+//! The page directory lies in the memory that is tested: KVM walks it when it emulates an access
+//! to a hole, and so does the CPU all the time.
 
 use std::os::fd::{AsRawFd, FromRawFd};
 use std::os::unix::fs::FileExt;
@@ -13,7 +13,9 @@ use std::sync::{Arc, Once};
 use std::time::{Duration, Instant};
 
 use asfd::sys::{kvm_map_address_space, KVM_MAP_ADDRESS_SPACE};
-use kvm_bindings::{kvm_create_guest_memfd, kvm_regs, kvm_segment, kvm_userspace_memory_region};
+use kvm_bindings::{
+    kvm_create_guest_memfd, kvm_regs, kvm_segment, kvm_sregs, kvm_userspace_memory_region,
+};
 use kvm_ioctls::{Kvm, VcpuExit, VcpuFd, VmFd};
 
 use super::{files, space::errno, Errno, Map, Result, Space, PAGE};
@@ -249,6 +251,7 @@ pub struct Vcpu {
     pub answer: u32,
     mmio_pending: bool,
     watchdog: Arc<Watchdog>,
+    initial: kvm_sregs,
 }
 
 /// Kicks a vCPU that has been in the guest for very long: a test that meets a loop without an
@@ -314,12 +317,15 @@ impl Vcpu {
         sregs.cr0 |= CR0_PE_PG;
         sregs.cr3 = CODE;
         sregs.cr4 |= CR4_PSE;
+        // An exception has no handler, and is a shutdown at once.
+        sregs.idt.limit = 0;
         fd.set_sregs(&sregs).expect("KVM_SET_SREGS");
         Vcpu {
             fd,
             answer: 0xa5a5_a5a5,
             mmio_pending: false,
             watchdog: Watchdog::start(),
+            initial: sregs,
         }
     }
 
@@ -381,6 +387,16 @@ impl Vcpu {
             Err(e) => Some(Exit::Other(format!("KVM_RUN: {e}"))),
         };
         exit.unwrap_or_else(|| Exit::Done(self.eax()))
+    }
+
+    /// Back to 32-bit code with paging and no exception under way. (A guest whose code and page
+    /// tables are gone gets page faults that it cannot handle.)
+    pub fn reset(&mut self) {
+        self.mmio_pending = false;
+        self.fd
+            .set_vcpu_events(&Default::default())
+            .expect("KVM_SET_VCPU_EVENTS");
+        self.fd.set_sregs(&self.initial).expect("KVM_SET_SREGS");
     }
 
     pub fn eax(&self) -> u32 {

@@ -10,6 +10,7 @@ pub mod process;
 pub mod snapshot;
 pub mod space;
 pub mod system;
+pub mod userfault;
 
 pub use nix::errno::Errno;
 pub use space::{Map, Space, PAGE};
