@@ -6,7 +6,7 @@
 mod guest;
 
 use std::fs::{self, File};
-use std::os::fd::{AsRawFd, BorrowedFd};
+use std::os::fd::AsRawFd;
 use std::path::Path;
 use std::process::Command;
 use std::sync::mpsc::{self, Receiver};
@@ -38,9 +38,7 @@ fn main() -> Result<()> {
         size: GUEST_MEMORY,
         ..Window::default()
     };
-    // SAFETY: `vm` is open until the end of this function.
-    let vm_fd = unsafe { BorrowedFd::borrow_raw(vm.as_raw_fd()) };
-    space.map_into_vm(&vm_fd, &window)?;
+    space.map_into_vm(&vm, &window)?;
     let vcpu = guest::vcpu(&vm)?;
     let (sender, events) = mpsc::channel();
     // The guest runs until the tour ends; nothing below makes another call to KVM.

@@ -2,7 +2,7 @@
 
 //! Showing a space to a KVM guest.
 
-use std::os::fd::{AsFd, AsRawFd};
+use std::os::fd::AsRawFd;
 
 use crate::{sys, AddressSpace, Error, Operation, Result, WindowFlags};
 
@@ -22,7 +22,7 @@ pub struct Window {
 }
 
 impl AddressSpace {
-    /// Makes a window in a VM, or moves the one that the slot has.
+    /// Makes a window in a VM, or changes the flags of the one that the slot has.
     ///
     /// The guest sees the space as it is at every moment: what is mapped and unmapped later shows
     /// without another call, and holes are MMIO exits. `vm` is a VM descriptor of KVM, the
@@ -43,7 +43,7 @@ impl AddressSpace {
     ///
     /// `EEXIST` where another slot covers the guest addresses, `ENOTTY` where KVM knows no
     /// spaces, `EINVAL` for a zero size too: deleting is [`unmap_from_vm`].
-    pub fn map_into_vm<F: AsFd + ?Sized>(&self, vm: &F, window: &Window) -> Result<()> {
+    pub fn map_into_vm<F: AsRawFd + ?Sized>(&self, vm: &F, window: &Window) -> Result<()> {
         let what = || {
             format!(
                 "show {} bytes of the space from {:#x} at guest address {:#x} in slot {}",
@@ -69,7 +69,7 @@ impl AddressSpace {
 }
 
 /// Deletes the window in a slot of a VM.
-pub fn unmap_from_vm<F: AsFd + ?Sized>(vm: &F, slot: u32) -> Result<()> {
+pub fn unmap_from_vm<F: AsRawFd + ?Sized>(vm: &F, slot: u32) -> Result<()> {
     let mut args = sys::kvm_map_address_space {
         slot,
         asfd: -1,
@@ -81,19 +81,19 @@ pub fn unmap_from_vm<F: AsFd + ?Sized>(vm: &F, slot: u32) -> Result<()> {
 }
 
 /// Whether KVM can show spaces to guests. `kvm` is `/dev/kvm` or a VM.
-pub fn vm_has_windows<F: AsFd + ?Sized>(kvm: &F) -> bool {
+pub fn vm_has_windows<F: AsRawFd + ?Sized>(kvm: &F) -> bool {
     const KVM_CHECK_EXTENSION: libc::Ioctl = 0xae03;
-    let fd = kvm.as_fd().as_raw_fd();
+    let fd = kvm.as_raw_fd();
     // SAFETY: The argument is a number.
     unsafe { libc::ioctl(fd, KVM_CHECK_EXTENSION, sys::KVM_CAP_ADDRESS_SPACE) == 1 }
 }
 
-fn set<F: AsFd + ?Sized>(
+fn set<F: AsRawFd + ?Sized>(
     vm: &F,
     args: &mut sys::kvm_map_address_space,
     what: impl Fn() -> String,
 ) -> Result<()> {
-    let fd = vm.as_fd().as_raw_fd();
+    let fd = vm.as_raw_fd();
     // SAFETY: `args` is what the request takes and holds no addresses of this process.
     unsafe { sys::ioctl(fd, sys::KVM_MAP_ADDRESS_SPACE, args) }
         .map(drop)
