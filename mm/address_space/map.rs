@@ -99,10 +99,12 @@ impl TryFrom<&Args> for Request {
             return Err(EINVAL);
         }
 
-        let placement = match () {
-            _ if has(uapi::MAP_FIXED_NOREPLACE) => Placement::NoReplace,
-            _ if has(uapi::MAP_FIXED) => Placement::Replace,
-            _ => Placement::Hint,
+        let placement = if has(uapi::MAP_FIXED_NOREPLACE) {
+            Placement::NoReplace
+        } else if has(uapi::MAP_FIXED) {
+            Placement::Replace
+        } else {
+            Placement::Hint
         };
         if !matches!(placement, Placement::Hint) && !args.addr.is_multiple_of(PAGE_SIZE as u64) {
             return Err(EINVAL);
