@@ -79,10 +79,10 @@ impl Holder {
             .spawn()
             .unwrap();
         let pid = child.id();
-        // It is asctl until the space is made.
+        // It is a copy of this program, then asctl, and sleep when the space is made.
         let comm = || fs::read_to_string(format!("/proc/{pid}/comm")).unwrap_or_default();
         for _ in 0..6000 {
-            if comm() != "asctl\n" {
+            if comm() == "sleep\n" {
                 break;
             }
             thread::sleep(Duration::from_millis(10));
