@@ -3,7 +3,9 @@
 #include <linux/address_space_fd.h>
 #include <linux/export.h>
 
-#define EXPORT_RUST_GPL(name) EXPORT_SYMBOL_GPL(name)
+#define EXPORT_RUST_GPL(name)	\
+	__typeof__(name) name;	\
+	EXPORT_SYMBOL_GPL(name)
 
 EXPORT_RUST_GPL(asfd_mm);
 EXPORT_RUST_GPL(asfd_window_check);
