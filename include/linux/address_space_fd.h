@@ -8,6 +8,7 @@
 #ifndef _LINUX_ADDRESS_SPACE_FD_H
 #define _LINUX_ADDRESS_SPACE_FD_H
 
+#include <linux/mm.h>
 #include <linux/mm_types.h>
 #include <linux/sched/mm.h>
 #include <linux/sizes.h>
@@ -35,6 +36,42 @@ struct asfd_client {
 	void (*release)(struct asfd_client *client);
 	void *space;
 };
+
+#ifdef CONFIG_ADDRESS_SPACE_FD
+bool asfd_is_mirror(const struct vm_area_struct *vma);
+
+/**
+ * asfd_mirror_mm() - what a mirror shows at an address
+ * @vma: a mirror, locked by the caller
+ * @addr: an address in it
+ * @mm_addr: where that lies in the space's mm
+ *
+ * Waits for invalidations of the space that are under way: those that notify on
+ * the mirror's mm later have not done so before this returns. May sleep.
+ *
+ * Return: the space's mm, valid as long as @vma is.
+ */
+struct mm_struct *asfd_mirror_mm(struct vm_area_struct *vma, unsigned long addr,
+				 unsigned long *mm_addr);
+
+/* Is this an asfd mapped into a process? The caller has locked @vma. */
+static inline bool vma_is_asfd_mirror(const struct vm_area_struct *vma)
+{
+	return (vma->vm_flags & VM_PFNMAP) && asfd_is_mirror(vma);
+}
+#else
+static inline bool vma_is_asfd_mirror(const struct vm_area_struct *vma)
+{
+	return false;
+}
+
+static inline struct mm_struct *asfd_mirror_mm(struct vm_area_struct *vma,
+					       unsigned long addr,
+					       unsigned long *mm_addr)
+{
+	return NULL;
+}
+#endif /* CONFIG_ADDRESS_SPACE_FD */
 
 #ifdef CONFIG_ADDRESS_SPACE_FD
 

@@ -7,6 +7,23 @@
 #include <linux/types.h>
 
 struct address_space_mmap_args;
+struct vm_area_struct;
+struct vm_fault;
+
+/* How many pages a mirror's fault looks at, as much as fault_around_bytes. */
+#define ASFD_AROUND	16
+
+/**
+ * struct asfd_page - a page that a space has present
+ * @pfn: which
+ * @present: whether there is one
+ * @writable: whether the space's page table permits writing to it
+ */
+struct asfd_page {
+	unsigned long pfn;
+	bool present;
+	bool writable;
+};
 
 /* Rust: behind the system calls */
 long asfd_create(unsigned int flags);
@@ -20,5 +37,16 @@ unsigned long asfd_resident_bytes(struct mm_struct *mm, unsigned long start,
 unsigned long asfd_free_range(struct mm_struct *mm, unsigned long low,
 			      unsigned long high, unsigned long len,
 			      unsigned long align);
+
+/* C: page tables of a space, and of who mirrors it */
+bool asfd_look_around(struct vm_area_struct *vma, unsigned long addr,
+		      unsigned long start, unsigned int nr,
+		      struct asfd_page *pages);
+bool asfd_look_huge(struct vm_area_struct *vma, unsigned long addr,
+		    struct asfd_page *page);
+bool asfd_install_pages(struct vm_fault *vmf, unsigned long addr,
+			unsigned int nr, const struct asfd_page *pages);
+bool asfd_install_huge(struct vm_fault *vmf, const struct asfd_page *page);
+void asfd_zap_delay(void);
 
 #endif /* _MM_ADDRESS_SPACE_ASFD_H */

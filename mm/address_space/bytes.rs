@@ -17,7 +17,7 @@ use kernel::{
     prelude::*,
 };
 
-use crate::{file::Asfd, rights::Access, space::SpaceOwner};
+use crate::{file::Asfd, rights::Access};
 
 /// The caller's buffer.
 trait Buffer {
@@ -54,35 +54,35 @@ impl Buffer for IovIterSource<'_> {
     }
 }
 
-/// Reads from `pos` until the space or the destination ends, or something is in the way.
+/// Reads from `pos` until the window or the destination ends, or something is in the way.
 pub(crate) fn read(asfd: &Asfd, pos: i64, iov: &mut IovIterDest<'_>) -> Result<usize> {
     asfd.ceiling.require(Access::Read)?;
     let pos = u64::try_from(pos).map_err(|_| EINVAL)?;
-    let len = iov.len().min(bytes_to_end(&asfd.owner, pos));
-    transfer(&asfd.owner, pos, len, iov)
+    let len = iov.len().min(bytes_to_end(asfd, pos));
+    transfer(asfd, pos, len, iov)
 }
 
-/// Writes from `pos` until the space or the source ends, or something is in the way.
+/// Writes from `pos` until the window or the source ends, or something is in the way.
 pub(crate) fn write(asfd: &Asfd, pos: i64, iov: &mut IovIterSource<'_>) -> Result<usize> {
     asfd.ceiling.require(Access::Write)?;
     let pos = u64::try_from(pos).map_err(|_| EINVAL)?;
-    let len = iov.len().min(bytes_to_end(&asfd.owner, pos));
+    let len = iov.len().min(bytes_to_end(asfd, pos));
     if len == 0 && !iov.is_empty() {
         return Err(ENOSPC);
     }
-    transfer(&asfd.owner, pos, len, iov)
+    transfer(asfd, pos, len, iov)
 }
 
-fn bytes_to_end(owner: &SpaceOwner, pos: u64) -> usize {
-    (owner.size() as u64).saturating_sub(pos) as usize
+fn bytes_to_end(asfd: &Asfd, pos: u64) -> usize {
+    asfd.window.len().saturating_sub(pos) as usize
 }
 
 /// Moves `len` bytes between `pos` and `buffer`. Returns how many it could; an error only if there
 /// were none.
-fn transfer<B: Buffer>(owner: &SpaceOwner, pos: u64, len: usize, buffer: &mut B) -> Result<usize> {
+fn transfer<B: Buffer>(asfd: &Asfd, pos: u64, len: usize, buffer: &mut B) -> Result<usize> {
     let mut done = 0;
     while done < len {
-        match step(owner, pos + done as u64, len - done, buffer) {
+        match step(asfd, pos + done as u64, len - done, buffer) {
             Ok(copied) => done += copied,
             Err(_) if done > 0 => break,
             Err(err) => return Err(err),
@@ -92,8 +92,8 @@ fn transfer<B: Buffer>(owner: &SpaceOwner, pos: u64, len: usize, buffer: &mut B)
 }
 
 /// Moves some of `len` bytes, perhaps none for the time being.
-fn step<B: Buffer>(owner: &SpaceOwner, pos: u64, len: usize, buffer: &mut B) -> Result<usize> {
-    let mut pages = pin(owner, pos, len, B::ACCESS)?;
+fn step<B: Buffer>(asfd: &Asfd, pos: u64, len: usize, buffer: &mut B) -> Result<usize> {
+    let mut pages = pin(asfd, pos, len, B::ACCESS)?;
     let wanted = pages.len();
     let copied = buffer.copy(&mut pages);
     drop(pages);
@@ -109,19 +109,20 @@ fn step<B: Buffer>(owner: &SpaceOwner, pos: u64, len: usize, buffer: &mut B) -> 
 
 /// Pins some of the pages of `len` bytes at `pos`. A hole, and a mapping that cannot serve the
 /// access, are [`EIO`]; one that does not permit it is [`EACCES`].
-fn pin(owner: &SpaceOwner, pos: u64, len: usize, access: Access) -> Result<PinnedPages<'_>> {
-    let range = owner.mm_range(pos, len as u64)?;
+fn pin(asfd: &Asfd, pos: u64, len: usize, access: Access) -> Result<PinnedPages<'_>> {
+    let range = asfd.mm_range(pos, len as u64)?;
     let write = access == Access::Write;
-    let _charge = ChargeTo::new(owner.mm());
+    let mm = asfd.owner.mm();
+    let _charge = ChargeTo::new(mm);
 
     // First let the faults wait without the lock. If they did, what is mapped now need not be what
     // was: look again, and then keep the lock.
-    let guard = owner.mm().mmap_read_lock_killable()?;
+    let guard = mm.mmap_read_lock_killable()?;
     let len = permitted(&guard, range.start, len, access)?;
     let guard = match guard.fault_in(range.start, len.min(PIN_BATCH * PAGE_SIZE), write) {
         Ok((_, Some(guard))) => guard,
         Err(EINTR) => return Err(EINTR),
-        _ => owner.mm().mmap_read_lock_killable()?,
+        _ => mm.mmap_read_lock_killable()?,
     };
     let len = permitted(&guard, range.start, len, access)?;
     guard.pin(range.start, len, write).map_err(|err| match err {

@@ -7,6 +7,7 @@ use kernel::{
     bindings,
     error::from_result,
     fs::LocalFile,
+    mm::virt::VmaRef,
     prelude::*,
     sync::Arc,
     uaccess::UserPtr, //
@@ -15,7 +16,7 @@ use kernel::{
 use crate::{
     clients,
     file::{self, Asfd},
-    map,
+    map, mirror,
     rights::{Access, Rights},
     space::Space,
     unmap,
@@ -76,6 +77,39 @@ pub unsafe extern "C" fn asfd_mm(file: *mut bindings::file) -> *mut bindings::mm
 ///
 /// # Safety
 ///
+/// `vma` must be valid and locked.
+#[export]
+pub unsafe extern "C" fn asfd_is_mirror(vma: *const bindings::vm_area_struct) -> bool {
+    // SAFETY: As this function requires.
+    mirror::is_mirror(unsafe { VmaRef::from_raw(vma) })
+}
+
+/// See `linux/address_space_fd.h`.
+///
+/// # Safety
+///
+/// `vma` must be a mirror and locked, and `mm_addr` be valid for writing.
+#[export]
+pub unsafe extern "C" fn asfd_mirror_mm(
+    vma: *mut bindings::vm_area_struct,
+    addr: usize,
+    mm_addr: *mut usize,
+) -> *mut bindings::mm_struct {
+    // SAFETY: As this function requires.
+    match mirror::settled_mm(unsafe { VmaRef::from_raw(vma) }, addr) {
+        Some((mm, at)) => {
+            // SAFETY: As this function requires.
+            unsafe { *mm_addr = at };
+            mm.as_raw()
+        }
+        None => ptr::null_mut(),
+    }
+}
+
+/// See `linux/address_space_fd.h`.
+///
+/// # Safety
+///
 /// `file` must be valid, and `addr` be valid for writing.
 #[export]
 pub unsafe extern "C" fn asfd_window_check(
@@ -93,7 +127,7 @@ pub unsafe extern "C" fn asfd_window_check(
         if write {
             asfd.ceiling.require(Access::Write)?;
         }
-        let range = asfd.owner.mm_range(offset, len)?;
+        let range = asfd.mm_range(offset, len)?;
         // SAFETY: As this function requires.
         unsafe { *addr = range.start };
         Ok(0)

@@ -23,8 +23,8 @@ use kernel::{
 use crate::{
     file::{Asfd, AsfdFile},
     rights::Rights,
-    space::{self, SpaceOwner},
-    walk,
+    seals::Seal,
+    space, walk,
 };
 
 /// `struct address_space_mmap_args`.
@@ -197,11 +197,6 @@ pub(crate) fn mmap(fd: i32, args: UserPtr, size: usize) -> Result<u64> {
     asfd.rights.require(Rights::MAP)?;
 
     let backed = Backed::by(&request)?;
-    if !matches!(request.placement, Placement::Hint)
-        && !request.addr.is_multiple_of(backed.page_size as u64)
-    {
-        return Err(EINVAL);
-    }
     if let Some(file) = &backed.file {
         let end = request.offset.checked_add(backed.len);
         if end.is_none_or(|end| end > i64::MAX as u64) {
@@ -213,6 +208,7 @@ pub(crate) fn mmap(fd: i32, args: UserPtr, size: usize) -> Result<u64> {
     let range = {
         let _charge = ChargeTo::new(asfd.owner.mm());
         let mut guard = asfd.owner.mm().mmap_write_lock_killable()?;
+        asfd.owner.space().seals.forbid(Seal::Map)?;
         let range = place(asfd, &guard, &request, &backed)?;
         let mapping = Mapping {
             file: backed.file.as_deref(),
@@ -228,7 +224,7 @@ pub(crate) fn mmap(fd: i32, args: UserPtr, size: usize) -> Result<u64> {
             })?;
         range
     };
-    let offset = space::offset_of(range.start);
+    let offset = asfd.offset_of(range.start);
     if args.0.flags & uapi::MAP_POPULATE != 0 {
         populate(asfd.owner.mm(), range);
     }
@@ -252,27 +248,32 @@ fn place(
     backed: &Backed,
 ) -> Result<Range<usize>> {
     if matches!(request.placement, Placement::Hint) {
-        return free_range(&asfd.owner, guard, request.addr, backed);
+        return free_range(asfd, guard, request.addr, backed);
     }
-    let range = asfd.owner.mm_range(request.addr, backed.len)?;
+    let range = asfd.mm_range(request.addr, backed.len)?;
+    if !range.start.is_multiple_of(backed.page_size) {
+        return Err(EINVAL);
+    }
     if guard.intersects(range.clone()) {
         if matches!(request.placement, Placement::NoReplace) {
             return Err(EEXIST);
         }
         asfd.rights.require(Rights::UNMAP)?;
+        asfd.owner.space().seals.forbid(Seal::Unmap)?;
     }
     Ok(range)
 }
 
 /// The lowest free range at or above `hint`.
 fn free_range(
-    owner: &SpaceOwner,
+    asfd: &Asfd,
     guard: &MmapWriteGuard<'_>,
     hint: u64,
     backed: &Backed,
 ) -> Result<Range<usize>> {
     let low = space::round_up(hint, PAGE_SIZE).ok_or(ENOMEM)?;
-    let within = owner.mm_range(low, 0)?.start..owner.mm().task_size();
+    let low = asfd.mm_range(low, 0).map_err(|_| ENOMEM)?.start;
+    let within = low..asfd.mm_window().end;
     let len = usize::try_from(backed.len)?;
     let start = walk::free_range(guard, within, len, backed.page_size)?;
     Ok(start..start + len)

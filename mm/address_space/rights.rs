@@ -11,12 +11,23 @@ pub(crate) struct Rights(u32);
 impl Rights {
     pub(crate) const MAP: Rights = Rights(uapi::ADDRESS_SPACE_RIGHT_MAP);
     pub(crate) const UNMAP: Rights = Rights(uapi::ADDRESS_SPACE_RIGHT_UNMAP);
+    pub(crate) const CHANGE: Rights = Rights(uapi::ADDRESS_SPACE_RIGHT_CHANGE);
+    pub(crate) const SEAL: Rights = Rights(uapi::ADDRESS_SPACE_RIGHT_SEAL);
+    pub(crate) const VIEW: Rights = Rights(uapi::ADDRESS_SPACE_RIGHT_VIEW);
     pub(crate) const QUERY: Rights = Rights(uapi::ADDRESS_SPACE_RIGHT_QUERY);
     pub(crate) const KVM: Rights = Rights(uapi::ADDRESS_SPACE_RIGHT_KVM);
     pub(crate) const ALL: Rights = Rights((1 << Self::NAMES.len()) - 1);
 
     /// As fdinfo spells them, from bit 0 up.
     const NAMES: [&'static str; 7] = ["map", "unmap", "change", "seal", "view", "query", "kvm"];
+
+    /// What user space asks for: [`EINVAL`] if there is no such right.
+    pub(crate) fn from_bits(bits: u32) -> Result<Self> {
+        if bits & !Self::ALL.0 != 0 {
+            return Err(EINVAL);
+        }
+        Ok(Self(bits))
+    }
 
     /// Fails with [`EPERM`] unless all of `needed` are there.
     pub(crate) fn require(self, needed: Rights) -> Result {
@@ -35,14 +46,19 @@ impl Rights {
 
 impl fmt::Display for Rights {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let mut names = Self::NAMES
-            .iter()
-            .enumerate()
-            .filter(|(bit, _)| self.0 & (1 << bit) != 0)
-            .map(|(_, name)| name);
-        f.write_str(names.next().unwrap_or(&"-"))?;
-        names.try_for_each(|name| write!(f, ",{name}"))
+        fmt_bits(self.0, &Self::NAMES, f)
     }
+}
+
+/// The names of the bits that are set, from bit 0 up.
+pub(crate) fn fmt_bits(bits: u32, names: &[&str], f: &mut fmt::Formatter<'_>) -> fmt::Result {
+    let mut names = names
+        .iter()
+        .enumerate()
+        .filter(|(bit, _)| bits & (1 << bit) != 0)
+        .map(|(_, name)| name);
+    f.write_str(names.next().unwrap_or(&"-"))?;
+    names.try_for_each(|name| write!(f, ",{name}"))
 }
 
 /// What an access wants to do.
@@ -58,6 +74,23 @@ pub(crate) struct Ceiling(u32);
 
 impl Ceiling {
     pub(crate) const ALL: Ceiling = Ceiling(uapi::PROT_READ | uapi::PROT_WRITE);
+
+    /// What user space asks for: [`EINVAL`] if there is no such access.
+    pub(crate) fn from_prot(prot: u32) -> Result<Self> {
+        if prot & !Self::ALL.0 != 0 {
+            return Err(EINVAL);
+        }
+        Ok(Self(prot))
+    }
+
+    /// Fails with [`EACCES`] if `other` is not within it.
+    pub(crate) fn require_all(self, other: Ceiling) -> Result {
+        if other.0 & !self.0 == 0 {
+            Ok(())
+        } else {
+            Err(EACCES)
+        }
+    }
 
     /// Fails with [`EACCES`] if `access` is beyond it.
     pub(crate) fn require(self, access: Access) -> Result {
@@ -109,6 +142,24 @@ mod tests {
     fn every_right_has_a_name() {
         assert_eq!(Rights::ALL.0, 0x7f);
         assert!(Rights::ALL.require(Rights::KVM).is_ok());
+    }
+
+    #[test]
+    fn unknown_bits_are_refused() {
+        for bit in 0..32 {
+            assert_eq!(Rights::from_bits(1 << bit).is_ok(), bit < 7);
+            assert_eq!(Ceiling::from_prot(1 << bit).is_ok(), bit < 2);
+        }
+    }
+
+    #[test]
+    fn ceilings_only_shrink() {
+        for have in 0..4 {
+            for want in 0..4 {
+                let granted = Ceiling(have).require_all(Ceiling(want)).is_ok();
+                assert_eq!(granted, have | want == have);
+            }
+        }
     }
 
     #[test]

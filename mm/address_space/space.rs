@@ -5,16 +5,17 @@
 use core::ops::Range;
 use kernel::{
     bindings,
-    mm::{Mm, OwnedMm},
+    fs::LocalFile,
+    mm::{notifier::Registration, Mm, OwnedMm},
     prelude::*,
     sync::{
         aref::ARef,
         atomic::{Atomic, Relaxed},
-        Arc,
+        Arc, SetOnce,
     },
 };
 
-use crate::clients::Clients;
+use crate::{clients::Clients, mirrors::Mirrors, seals::Seals, window::Window};
 
 /// Where byte 0 of a space lies in its mm.
 ///
@@ -34,6 +35,7 @@ pub(crate) struct Space {
     mm: ARef<Mm>,
     #[pin]
     pub(crate) clients: Clients,
+    pub(crate) seals: Seals,
     windows: Atomic<i64>,
 }
 
@@ -57,12 +59,14 @@ impl Space {
     }
 }
 
-/// The one who keeps a space alive, held by its file.
+/// The one who keeps a space alive, held by its files.
 ///
 /// When it is dropped, the clients are told first, while the mm can still answer them; then the
-/// mappings go.
+/// mirrors, of which there are none left, are no longer told; then the mappings go.
 pub(crate) struct SpaceOwner {
     space: Arc<Space>,
+    /// There since the space was mirrored for the first time.
+    mirrors: SetOnce<Pin<KBox<Registration<Mirrors>>>>,
     mm: OwnedMm,
 }
 
@@ -76,11 +80,42 @@ impl SpaceOwner {
                 id: NEXT_ID.fetch_add(1, Relaxed),
                 mm: grabbed,
                 clients <- Clients::new(),
+                seals: Seals::none(),
                 windows: Atomic::new(0),
             }),
             GFP_KERNEL_ACCOUNT,
         )?;
-        Ok(Self { space, mm })
+        Ok(Self {
+            space,
+            mirrors: SetOnce::new(),
+            mm,
+        })
+    }
+
+    /// Sees to it that there are mirrors. `file` is an asfd of this space.
+    pub(crate) fn prepare_mirrors(&self, file: &LocalFile) -> Result {
+        if self.mirrors().is_some() {
+            return Ok(());
+        }
+        // It is also what makes sure that only one of us does it.
+        let guard = self.mm.mmap_write_lock_killable()?;
+        if self.mirrors().is_none() {
+            // SAFETY: This is dropped when the last of the files is released, which is on the
+            // same inode as `file`.
+            let mirrors = unsafe { Mirrors::new(file.mapping()) };
+            // Any signal is enough to have it fail: do it again after the handler.
+            let registration = Registration::new(&guard, mirrors).map_err(|err| match err {
+                EINTR => ERESTARTNOINTR,
+                err => err,
+            })?;
+            self.mirrors.populate(registration);
+        }
+        Ok(())
+    }
+
+    /// Who looks after the mirrors, if there ever were any.
+    pub(crate) fn mirrors(&self) -> Option<&Mirrors> {
+        self.mirrors.as_ref().map(|registration| &***registration)
     }
 
     pub(crate) fn space(&self) -> &Arc<Space> {
@@ -91,19 +126,11 @@ impl SpaceOwner {
         &self.mm
     }
 
-    /// The number of bytes that a space has addresses for.
-    pub(crate) fn size(&self) -> usize {
-        self.mm.task_size() - MM_BASE
+    /// All of the space.
+    pub(crate) fn window(&self) -> Window {
+        Window::whole((self.mm.task_size() - MM_BASE) as u64)
     }
 
-    /// Where `len` bytes at `offset` of the space lie in its mm; [`ENOMEM`] past its end.
-    pub(crate) fn mm_range(&self, offset: u64, len: u64) -> Result<Range<usize>> {
-        let end = offset.checked_add(len).ok_or(ENOMEM)?;
-        if end > self.size() as u64 {
-            return Err(ENOMEM);
-        }
-        Ok(offset as usize + MM_BASE..end as usize + MM_BASE)
-    }
 }
 
 impl Drop for SpaceOwner {
@@ -112,9 +139,9 @@ impl Drop for SpaceOwner {
     }
 }
 
-/// Where an address of the mm lies in the space.
-pub(crate) fn offset_of(mm_addr: usize) -> u64 {
-    (mm_addr - MM_BASE) as u64
+/// Where a range of the space, which has to be within its size, lies in its mm.
+pub(crate) fn mm_range(range: Range<u64>) -> Range<usize> {
+    range.start as usize + MM_BASE..range.end as usize + MM_BASE
 }
 
 /// `bytes` rounded up to a multiple of `unit`, a power of two.

@@ -70,3 +70,50 @@ __rust_helper struct file *rust_helper_hugetlb_anon_file(size_t len, int log)
 				  mk_vma_flags(VMA_NORESERVE_BIT),
 				  HUGETLB_ANONHUGE_INODE, log);
 }
+
+/* In how many areas the files of this inode are mapped. */
+__rust_helper unsigned long rust_helper_mapping_count_vmas(struct address_space *mapping)
+{
+	struct vm_area_struct *vma;
+	unsigned long count = 0;
+
+	i_mmap_lock_read(mapping);
+	mapping_rmap_tree_foreach(vma, mapping, 0, ULONG_MAX)
+		count++;
+	i_mmap_unlock_read(mapping);
+	return count;
+}
+
+__rust_helper int rust_helper_mapping_mapped(const struct address_space *mapping)
+{
+	return mapping_mapped(mapping);
+}
+
+__rust_helper void rust_helper_mapping_set_lock_class(struct address_space *mapping,
+						      struct lock_class_key *key)
+{
+	lockdep_set_class(&mapping->i_mmap_rwsem, key);
+}
+
+__rust_helper vm_flags_t rust_helper_vma_desc_flags(const struct vm_area_desc *desc)
+{
+	return vma_flags_to_legacy(desc->vma_flags);
+}
+
+__rust_helper void rust_helper_vma_desc_set_flags(struct vm_area_desc *desc,
+						  vm_flags_t flags)
+{
+	desc->vma_flags = legacy_to_vma_flags(flags);
+}
+
+__rust_helper unsigned long
+rust_helper_file_huge_unmapped_area(struct file *file, unsigned long addr,
+				    unsigned long len, unsigned long pgoff,
+				    unsigned long flags)
+{
+#ifdef CONFIG_TRANSPARENT_HUGEPAGE
+	return thp_get_unmapped_area(file, addr, len, pgoff, flags);
+#else
+	return mm_get_unmapped_area(file, addr, len, pgoff, flags);
+#endif
+}

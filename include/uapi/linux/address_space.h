@@ -12,7 +12,7 @@
 #include <linux/types.h>
 
 /* address_space_create() */
-#define ADDRESS_SPACE_CLOEXEC		(1U << 0)
+#define ADDRESS_SPACE_CLOEXEC		(1U << 0)	/* also for views */
 
 /**
  * struct address_space_mmap_args - what address_space_mmap() maps, and where
@@ -47,6 +47,12 @@ struct address_space_mmap_args {
 #define ADDRESS_SPACE_RIGHT_QUERY	(1U << 5)	/* PROCMAP_QUERY, SEEK_DATA/HOLE, mappings in fdinfo */
 #define ADDRESS_SPACE_RIGHT_KVM		(1U << 6)	/* KVM_MAP_ADDRESS_SPACE */
 
+/* What can no longer be done to a space, through any fd. */
+#define ADDRESS_SPACE_SEAL_MAP		(1U << 0)
+#define ADDRESS_SPACE_SEAL_UNMAP	(1U << 1)
+#define ADDRESS_SPACE_SEAL_CHANGE	(1U << 2)
+#define ADDRESS_SPACE_SEAL_SEAL		(1U << 3)
+
 /**
  * struct address_space_info - answer of ADDRESS_SPACE_IOC_INFO
  * @id: unique while the machine is up; fdinfo shows the same
@@ -77,7 +83,57 @@ struct address_space_info {
 	__u32 __reserved;
 };
 
-#define ADDRESS_SPACE_IOC_MAGIC	0xB9
-#define ADDRESS_SPACE_IOC_INFO	_IOR(ADDRESS_SPACE_IOC_MAGIC, 0x00, struct address_space_info)
+/**
+ * struct address_space_protect - argument of ADDRESS_SPACE_IOC_PROTECT
+ * @addr: first byte, page aligned
+ * @len: bytes, rounded up to whole pages
+ * @prot: PROT_READ | PROT_WRITE | PROT_NONE
+ * @__reserved: must be 0
+ */
+struct address_space_protect {
+	__u64 addr;
+	__u64 len;
+	__u32 prot;
+	__u32 __reserved;
+};
+
+/**
+ * struct address_space_advise - argument of ADDRESS_SPACE_IOC_ADVISE
+ * @addr: first byte, page aligned
+ * @len: bytes, rounded up to whole pages
+ * @advice: MADV_*
+ * @__reserved: must be 0
+ */
+struct address_space_advise {
+	__u64 addr;
+	__u64 len;
+	__u32 advice;
+	__u32 __reserved;
+};
+
+/**
+ * struct address_space_view - argument of ADDRESS_SPACE_IOC_VIEW
+ * @addr: start of the view's window, page aligned, in that of the fd
+ * @len: bytes, page aligned
+ * @prot: PROT_READ | PROT_WRITE, the ceiling of the view
+ * @rights: ADDRESS_SPACE_RIGHT_*
+ * @flags: ADDRESS_SPACE_CLOEXEC
+ * @__reserved: must be 0
+ */
+struct address_space_view {
+	__u64 addr;
+	__u64 len;
+	__u32 prot;
+	__u32 rights;
+	__u32 flags;
+	__u32 __reserved;
+};
+
+#define ADDRESS_SPACE_IOC_MAGIC		0xB9
+#define ADDRESS_SPACE_IOC_INFO		_IOR(ADDRESS_SPACE_IOC_MAGIC, 0x00, struct address_space_info)
+#define ADDRESS_SPACE_IOC_PROTECT	_IOW(ADDRESS_SPACE_IOC_MAGIC, 0x01, struct address_space_protect)
+#define ADDRESS_SPACE_IOC_ADVISE	_IOW(ADDRESS_SPACE_IOC_MAGIC, 0x02, struct address_space_advise)
+#define ADDRESS_SPACE_IOC_SEAL		_IOW(ADDRESS_SPACE_IOC_MAGIC, 0x03, __u32)
+#define ADDRESS_SPACE_IOC_VIEW		_IOW(ADDRESS_SPACE_IOC_MAGIC, 0x04, struct address_space_view)	/* returns an fd */
 
 #endif /* _UAPI_LINUX_ADDRESS_SPACE_H */

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! Mapping files: what serves the pages, and whether it is allowed.
+//! Mapping files: what serves the pages, whether it is allowed, and what a file does about it.
 //!
 //! C headers: [`include/linux/pagemap.h`](srctree/include/linux/pagemap.h),
 //! [`include/linux/hugetlb.h`](srctree/include/linux/hugetlb.h)
@@ -9,8 +9,14 @@ use super::LocalFile;
 use crate::{
     bindings,
     error::{from_err_ptr, to_result},
+    mm::{
+        fault::{VmOperations, VmOps},
+        virt, Mm,
+    },
+    page::PAGE_SHIFT,
     prelude::*,
     sync::aref::ARef,
+    types::Opaque,
 };
 use core::ptr::NonNull;
 
@@ -109,5 +115,95 @@ pub fn hugetlb_page_size(log: u32) -> Option<usize> {
     match unsafe { bindings::hugetlb_page_size(log as c_int) } {
         0 => None,
         size => Some(size),
+    }
+}
+
+/// An area that a file is about to be mapped in, `struct vm_area_desc`.
+///
+/// What is not changed is what the caller of `mmap(2)` asked for.
+#[repr(transparent)]
+pub struct VmaDesc(Opaque<bindings::vm_area_desc>);
+
+impl VmaDesc {
+    /// # Safety
+    ///
+    /// `desc` must be valid for `'a`, and nobody else use it.
+    pub unsafe fn from_raw<'a>(desc: *mut bindings::vm_area_desc) -> &'a mut Self {
+        // SAFETY: As this function requires.
+        unsafe { &mut *desc.cast() }
+    }
+
+    fn fields(&self) -> &bindings::vm_area_desc {
+        // SAFETY: It is valid, and not changed while self is borrowed.
+        unsafe { &*self.0.get() }
+    }
+
+    fn fields_mut(&mut self) -> &mut bindings::vm_area_desc {
+        // SAFETY: It is valid, and nobody else uses it while self is borrowed.
+        unsafe { &mut *self.0.get() }
+    }
+
+    /// The address space that it will be part of.
+    pub fn mm(&self) -> &Mm {
+        // SAFETY: The mm is alive and locked during the call.
+        unsafe { Mm::from_raw(self.fields().mm) }
+    }
+
+    /// The length in bytes.
+    #[expect(clippy::len_without_is_empty, reason = "it never is")]
+    pub fn len(&self) -> usize {
+        self.fields().end - self.fields().start
+    }
+
+    /// The first page of the file.
+    pub fn pgoff(&self) -> usize {
+        self.fields().pgoff
+    }
+
+    /// Has another page of the file be the first. Its offset in bytes has to be one that a file can
+    /// have ([`EOVERFLOW`]).
+    pub fn set_pgoff(&mut self, pgoff: usize) -> Result {
+        let end = pgoff.checked_add(self.len() >> PAGE_SHIFT);
+        if end.is_none_or(|end| end > (i64::MAX >> PAGE_SHIFT) as usize) {
+            return Err(EOVERFLOW);
+        }
+        self.fields_mut().pgoff = pgoff;
+        Ok(())
+    }
+
+    /// Its [`virt::flags`].
+    pub fn flags(&self) -> virt::vm_flags_t {
+        // SAFETY: It is valid.
+        unsafe { bindings::vma_desc_flags(self.0.get()) }
+    }
+
+    /// Takes `clear` from its flags and adds `set`.
+    pub fn change_flags(&mut self, clear: virt::vm_flags_t, set: virt::vm_flags_t) {
+        let flags = self.flags() & !clear | set;
+        // SAFETY: It is valid, and nobody else uses it.
+        unsafe { bindings::vma_desc_set_flags(self.0.get(), flags) };
+    }
+
+    /// Says who serves its faults.
+    pub fn set_operations<T: VmOperations>(&mut self, ops: &'static VmOps<T>) {
+        self.fields_mut().vm_ops = ops.as_raw();
+    }
+}
+
+impl LocalFile {
+    /// Finds a free range of the current process for a mapping of `len` bytes from page `pgoff`,
+    /// such that huge pages of the file lie at addresses at which they can be mapped as such, if
+    /// that is possible; `addr` is a hint, `flags` are `MAP_*` bits.
+    pub fn huge_unmapped_area(
+        &self,
+        addr: usize,
+        len: usize,
+        pgoff: usize,
+        flags: usize,
+    ) -> Result<usize> {
+        // SAFETY: The file is valid, and the mmap lock is held by `mmap(2)`, which is who may ask.
+        let area =
+            unsafe { bindings::file_huge_unmapped_area(self.as_ptr(), addr, len, pgoff, flags) };
+        from_err_ptr(area as *mut c_void).map(|area| area as usize)
     }
 }

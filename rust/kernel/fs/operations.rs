@@ -4,7 +4,7 @@
 //!
 //! C header: [`include/linux/fs.h`](srctree/include/linux/fs.h)
 
-use super::{file::Offset, File, Kiocb, LocalFile};
+use super::{file::Offset, mmap::VmaDesc, File, Kiocb, LocalFile};
 use crate::{
     bindings,
     error::{from_result, VTABLE_DEFAULT_ERROR},
@@ -54,9 +54,32 @@ pub trait FileOperations: Sized {
     /// Handler for ioctls, the same for 32-bit and 64-bit callers.
     fn ioctl(
         _data: <Self::Ptr as ForeignOwnable>::Borrowed<'_>,
+        _file: &LocalFile,
         _cmd: u32,
         _arg: usize,
     ) -> Result<isize> {
+        build_error!(VTABLE_DEFAULT_ERROR)
+    }
+
+    /// Maps the file, `mmap(2)`. The mmap lock of the address space is held for writing.
+    fn mmap_prepare(
+        _data: <Self::Ptr as ForeignOwnable>::Borrowed<'_>,
+        _file: &LocalFile,
+        _desc: &mut VmaDesc,
+    ) -> Result {
+        build_error!(VTABLE_DEFAULT_ERROR)
+    }
+
+    /// Finds a free range for a mapping of `len` bytes from page `pgoff`, see
+    /// [`LocalFile::huge_unmapped_area`].
+    fn unmapped_area(
+        _data: <Self::Ptr as ForeignOwnable>::Borrowed<'_>,
+        _file: &LocalFile,
+        _addr: usize,
+        _len: usize,
+        _pgoff: usize,
+        _flags: usize,
+    ) -> Result<usize> {
         build_error!(VTABLE_DEFAULT_ERROR)
     }
 
@@ -109,6 +132,16 @@ impl<T: FileOperations> Operations<T> {
                 #[cfg(CONFIG_COMPAT)]
                 compat_ioctl: if T::HAS_IOCTL {
                     bindings::compat_ptr_ioctl
+                } else {
+                    None
+                },
+                mmap_prepare: if T::HAS_MMAP_PREPARE {
+                    Some(Self::mmap_prepare)
+                } else {
+                    None
+                },
+                get_unmapped_area: if T::HAS_UNMAPPED_AREA {
+                    Some(Self::unmapped_area)
                 } else {
                     None
                 },
@@ -209,7 +242,45 @@ impl<T: FileOperations> Operations<T> {
     unsafe extern "C" fn ioctl(file: *mut bindings::file, cmd: c_uint, arg: c_ulong) -> c_long {
         // SAFETY: The file is open for the duration of this call, and owns a `T::Ptr`.
         let data = unsafe { T::Ptr::borrow((*file).private_data) };
-        from_result(|| T::ioctl(data, cmd, arg))
+        // SAFETY: The file is open; ioctls have nothing to do with its position.
+        let file = unsafe { LocalFile::from_raw_file(file) };
+        from_result(|| T::ioctl(data, file, cmd, arg))
+    }
+
+    /// # Safety
+    ///
+    /// `desc` must be valid, and its file be an open file with this table.
+    unsafe extern "C" fn mmap_prepare(desc: *mut bindings::vm_area_desc) -> c_int {
+        // SAFETY: The file is open for the duration of this call, and owns a `T::Ptr`; mapping it
+        // has nothing to do with its position.
+        let (data, file) = unsafe {
+            let file = (*desc).file;
+            let data = T::Ptr::borrow((*file).private_data);
+            (data, LocalFile::from_raw_file(file))
+        };
+        // SAFETY: The description is valid and ours for the duration of this call.
+        let desc = unsafe { VmaDesc::from_raw(desc) };
+        from_result(|| T::mmap_prepare(data, file, desc).map(|()| 0))
+    }
+
+    /// # Safety
+    ///
+    /// `file` must be an open file with this table.
+    unsafe extern "C" fn unmapped_area(
+        file: *mut bindings::file,
+        addr: c_ulong,
+        len: c_ulong,
+        pgoff: c_ulong,
+        flags: c_ulong,
+    ) -> c_ulong {
+        // SAFETY: The file is open for the duration of this call, and owns a `T::Ptr`.
+        let data = unsafe { T::Ptr::borrow((*file).private_data) };
+        // SAFETY: The file is open; mapping it has nothing to do with its position.
+        let file = unsafe { LocalFile::from_raw_file(file) };
+        match T::unmapped_area(data, file, addr, len, pgoff, flags) {
+            Ok(addr) => addr,
+            Err(err) => err.to_errno() as c_ulong,
+        }
     }
 
     /// # Safety
@@ -260,7 +331,7 @@ impl<T: FileOperations> Operations<T> {
         let private = data.into_foreign();
         // SAFETY: The name is copied, the table is static, and the private data is what the table
         // expects.
-        let file = crate::error::from_err_ptr(unsafe {
+        let file = unsafe {
             bindings::anon_inode_create_getfile(
                 name.as_char_ptr(),
                 self.as_raw(),
@@ -268,14 +339,44 @@ impl<T: FileOperations> Operations<T> {
                 flags as c_int,
                 core::ptr::null(),
             )
-        })
-        .inspect_err(|_| {
+        };
+        // SAFETY: The file, if there is one, is new, and `private` is its private data.
+        unsafe { Self::finish(file, private) }
+    }
+
+    /// Makes a further file on the inode of `other`, which has to be one of this table: their
+    /// mappings are then found together. [`EINVAL`] if it is not.
+    pub fn file_beside(
+        &'static self,
+        other: &LocalFile,
+        data: T::Ptr,
+        flags: u32,
+    ) -> Result<ARef<File>> {
+        if self.data(other).is_none() {
+            return Err(EINVAL);
+        }
+        let private = data.into_foreign();
+        // SAFETY: The file is valid, and the table is static.
+        let file =
+            unsafe { bindings::alloc_file_clone(other.as_ptr(), flags as c_int, self.as_raw()) };
+        // SAFETY: The file, if there is one, is new, and `private` is ours to give.
+        unsafe { Self::finish(file, private) }
+    }
+
+    /// # Safety
+    ///
+    /// `file` must be a new file with this table that nobody else has seen, or an error pointer;
+    /// `private` must come from [`ForeignOwnable::into_foreign`], and passes to the file.
+    unsafe fn finish(file: *mut bindings::file, private: *mut c_void) -> Result<ARef<File>> {
+        let file = crate::error::from_err_ptr(file).inspect_err(|_| {
             // SAFETY: No file was made, so the private data is ours again.
             drop(unsafe { T::Ptr::from_foreign(private) })
         })?;
-
-        // SAFETY: Nobody else has seen the file.
-        unsafe { bindings::file_has_position(file) };
+        // SAFETY: Nobody else has seen the file, and the private data is what the table expects.
+        unsafe {
+            (*file).private_data = private;
+            bindings::file_has_position(file);
+        }
         // SAFETY: The file is new and valid, and its only reference is ours.
         Ok(unsafe { ARef::from_raw(core::ptr::NonNull::new_unchecked(file.cast())) })
     }

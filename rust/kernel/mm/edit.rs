@@ -4,8 +4,12 @@
 //!
 //! C header: [`include/linux/mm.h`](srctree/include/linux/mm.h)
 
-use super::{virt::VmaRef, MmWithUser, MmapReadGuard};
+use super::{
+    virt::{self, VmaRef},
+    MmWithUser, MmapReadGuard,
+};
 use crate::{
+    alloc::{flags::*, KVVec},
     bindings,
     error::{code::*, from_err_ptr, to_result, Result},
     ffi::c_void,
@@ -40,6 +44,20 @@ impl MmWithUser {
         Ok(MmapWriteGuard {
             mm: self,
             _nts: NotThreadSafe,
+        })
+    }
+
+    /// Advises what to do with the memory of `range`, as `madvise(2)` does; `advice` is one of
+    /// `MADV_*`. Must not be called with the mmap lock held.
+    pub fn advise(&self, range: Range<usize>, advice: u32) -> Result {
+        // SAFETY: The mm is alive as long as self is borrowed.
+        to_result(unsafe {
+            bindings::do_madvise(
+                self.as_raw(),
+                range.start,
+                range.end - range.start,
+                advice as i32,
+            )
         })
     }
 
@@ -96,12 +114,14 @@ pub struct Mapping<'a> {
     pub pgoff: usize,
 }
 
+const ACCESS: virt::vm_flags_t = virt::flags::READ | virt::flags::WRITE | virt::flags::EXEC;
+
 /// A guard for the mmap write lock.
 ///
 /// # Examples
 ///
 /// ```
-/// use kernel::mm::{OwnedMm, edit::Mapping};
+/// use kernel::mm::{OwnedMm, edit::Mapping, virt::flags};
 /// use kernel::page::PAGE_SIZE;
 ///
 /// let mm = OwnedMm::new()?;
@@ -120,6 +140,15 @@ pub struct Mapping<'a> {
 /// assert_eq!(guard.find_vma(start + PAGE_SIZE).unwrap().start(), start + 2 * PAGE_SIZE);
 /// assert_eq!(mm.map_count(), 2);
 /// assert_eq!(mm.total_vm(), 3);
+/// drop(guard);
+///
+/// let mut guard = mm.mmap_write_lock_killable()?;
+/// guard.protect(start + 2 * PAGE_SIZE..start + 3 * PAGE_SIZE, flags::READ)?;
+/// assert_eq!(mm.map_count(), 3);
+/// // There is a hole.
+/// assert_eq!(guard.protect(start..start + 2 * PAGE_SIZE, flags::READ).unwrap_err(), ENOMEM);
+/// guard.protect(start + 2 * PAGE_SIZE..start + 4 * PAGE_SIZE, flags::READ | flags::WRITE)?;
+/// assert_eq!(mm.map_count(), 2);
 /// # Ok::<(), Error>(())
 /// ```
 ///
@@ -172,6 +201,60 @@ impl MmapWriteGuard<'_> {
         self.check(&range)?;
         // SAFETY: By the type invariants we hold the mmap write lock; the range was checked.
         to_result(unsafe { bindings::unmap_range(self.mm.as_raw(), range.start, range.end) })
+    }
+
+    /// Gives whatever is mapped in `range` the access flags `access` and no others, as
+    /// `mprotect(2)` does. `access` is made of [`virt::flags::READ`], [`virt::flags::WRITE`] and
+    /// [`virt::flags::EXEC`]; other bits are ignored.
+    ///
+    /// [`ENOMEM`] if there is a hole in it, [`EACCES`] if one of the mappings may not have that
+    /// access, [`EINVAL`] if it would have to be split within one of its huge pages. A failure
+    /// leaves all as it was, where `mprotect(2)` leaves what it has done until then.
+    pub fn protect(&mut self, range: Range<usize>, access: virt::vm_flags_t) -> Result {
+        self.check(&range)?;
+        let access = access & ACCESS;
+        let mm = self.mm.as_raw();
+
+        // What can be known is checked before anything is changed. What cannot is memory for
+        // splits, and limits; for these, what was is remembered.
+        let mut before: KVVec<(Range<usize>, virt::vm_flags_t)> = KVVec::new();
+        let mut addr = range.start;
+        while addr < range.end {
+            // SAFETY: By the type invariants we hold the mmap write lock.
+            let vma = unsafe { bindings::find_vma(mm, addr) };
+            if vma.is_null() {
+                return Err(ENOMEM);
+            }
+            // SAFETY: The VMA is valid while the lock is held.
+            let area = unsafe { VmaRef::from_raw(vma) };
+            if area.start() > addr {
+                return Err(ENOMEM);
+            }
+            let part = addr..area.end().min(range.end);
+            // SAFETY: We hold the mmap write lock, and the VMA is valid.
+            to_result(unsafe { bindings::vma_may_protect(vma, part.start, part.end, access) })?;
+            addr = part.end;
+            before.push((part, area.flags()), GFP_KERNEL_ACCOUNT)?;
+        }
+
+        for (done, (part, flags)) in before.iter().enumerate() {
+            if let Err(err) = self.set_flags(part, flags & !ACCESS | access) {
+                // They are as small as they have to be: going back splits nothing.
+                for (part, flags) in before[..done].iter().rev() {
+                    let _ = self.set_flags(part, *flags);
+                }
+                return Err(err);
+            }
+        }
+        Ok(())
+    }
+
+    /// `range` must lie in one mapping.
+    fn set_flags(&mut self, range: &Range<usize>, flags: virt::vm_flags_t) -> Result {
+        // SAFETY: By the type invariants we hold the mmap write lock.
+        to_result(unsafe {
+            bindings::mprotect_mm_range(self.mm.as_raw(), range.start, range.end, flags)
+        })
     }
 
     fn check(&self, range: &Range<usize>) -> Result {

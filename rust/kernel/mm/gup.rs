@@ -124,6 +124,27 @@ impl<'a> MmapReadGuard<'a> {
         }
         Ok((ret as usize, guard))
     }
+
+    /// Faults in the page at `addr`, for writing if `write`, as far as that does not wait for a
+    /// device or a lock that is held for long. Returns whether it did. The lock is kept.
+    pub fn fault_in_nowait(&self, addr: usize, write: bool) -> Result<bool> {
+        let flags = gup_flags(write) | bindings::FOLL_NOWAIT | bindings::FOLL_HWPOISON;
+        // SAFETY: The mmap lock is held; no pages are asked for.
+        let ret = unsafe {
+            bindings::get_user_pages_remote(
+                self.mm.as_raw(),
+                addr & PAGE_MASK,
+                1,
+                flags,
+                ptr::null_mut(),
+                ptr::null_mut(),
+            )
+        };
+        match ret {
+            ..0 => Err(Error::from_errno(ret as i32)),
+            n => Ok(n == 1),
+        }
+    }
 }
 
 fn gup_flags(write: bool) -> u32 {

@@ -24,6 +24,7 @@ use core::{ops::Deref, ptr::NonNull};
 /// let owner = OwnedMm::new()?;
 /// let mm = owner.grab();
 /// assert!(mm.mmget_not_zero().is_some());
+/// assert!(mm.is_ownerless());
 ///
 /// drop(owner);
 /// assert!(mm.mmget_not_zero().is_none());
@@ -49,6 +50,14 @@ impl OwnedMm {
     pub fn grab(&self) -> ARef<Mm> {
         let mm: &Mm = &self.0;
         mm.into()
+    }
+}
+
+impl Mm {
+    /// Is this an [`OwnedMm`]?
+    pub fn is_ownerless(&self) -> bool {
+        // SAFETY: The mm is valid since self is a reference.
+        unsafe { bindings::mm_is_ownerless(self.as_raw()) }
     }
 }
 
