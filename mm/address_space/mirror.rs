@@ -184,7 +184,9 @@ fn look(
         }
         // SAFETY: The fault is locked, and its huge page within its area; the lock of the mirrors
         // is held.
-        mirrors.install(settled, || unsafe { bindings::asfd_install_huge(vmf, &page) });
+        mirrors.install(settled, || unsafe {
+            bindings::asfd_install_huge(vmf, &page)
+        });
         return Look::Served;
     }
 

@@ -134,9 +134,7 @@ pub(crate) fn procmap(asfd: &Asfd, arg: UserPtr) -> Result {
     let mm = asfd.owner.mm().as_raw();
     let window = asfd.mm_window();
     // SAFETY: The mm is alive, as we hold its owner; the pointer is user space's.
-    to_result(unsafe {
-        bindings::procmap_query_mm(mm, window.start, window.end, arg.as_mut_ptr())
-    })
+    to_result(unsafe { bindings::procmap_query_mm(mm, window.start, window.end, arg.as_mut_ptr()) })
 }
 
 /// The lines of `/proc/PID/fdinfo/FD`.

@@ -130,7 +130,6 @@ impl SpaceOwner {
     pub(crate) fn window(&self) -> Window {
         Window::whole((self.mm.task_size() - MM_BASE) as u64)
     }
-
 }
 
 impl Drop for SpaceOwner {

@@ -218,6 +218,7 @@ impl MmapWriteGuard<'_> {
         // What can be known is checked before anything is changed. What cannot is memory for
         // splits, and limits; for these, what was is remembered.
         let mut before: KVVec<(Range<usize>, virt::vm_flags_t)> = KVVec::new();
+        let mut begins_within = false;
         let mut addr = range.start;
         while addr < range.end {
             // SAFETY: By the type invariants we hold the mmap write lock.
@@ -230,6 +231,7 @@ impl MmapWriteGuard<'_> {
             if area.start() > addr {
                 return Err(ENOMEM);
             }
+            begins_within |= area.start() < addr;
             let part = addr..area.end().min(range.end);
             // SAFETY: We hold the mmap write lock, and the VMA is valid.
             to_result(unsafe { bindings::vma_may_protect(vma, part.start, part.end, access) })?;
@@ -239,6 +241,9 @@ impl MmapWriteGuard<'_> {
 
         for (done, (part, flags)) in before.iter().enumerate() {
             if let Err(err) = self.set_flags(part, flags & !ACCESS | access) {
+                if done == 0 && begins_within {
+                    self.unsplit(part.start, *flags);
+                }
                 // They are as small as they have to be: going back splits nothing.
                 for (part, flags) in before[..done].iter().rev() {
                     let _ = self.set_flags(part, *flags);
@@ -247,6 +252,25 @@ impl MmapWriteGuard<'_> {
             }
         }
         Ok(())
+    }
+
+    /// Merges a mapping with these flags, which was split at `addr`, with what is below. A failure
+    /// to split it once more leaves it so.
+    fn unsplit(&mut self, addr: usize, flags: virt::vm_flags_t) {
+        // SAFETY: By the type invariants we hold the mmap write lock.
+        let vma = unsafe { bindings::find_vma(self.mm.as_raw(), addr) };
+        if vma.is_null() {
+            return;
+        }
+        // SAFETY: The VMA is valid while the lock is held.
+        let area = unsafe { VmaRef::from_raw(vma) };
+        if area.start() == addr {
+            // Only a change merges. Nobody can see it: accesses wait for the lock.
+            let rest = addr..area.end();
+            if self.set_flags(&rest, flags ^ virt::flags::READ).is_ok() {
+                let _ = self.set_flags(&rest, flags);
+            }
+        }
     }
 
     /// `range` must lie in one mapping.
