@@ -72,7 +72,8 @@ bool asfd_look_around(struct vm_area_struct *vma, unsigned long addr,
 
 /*
  * Look up the PMD_SIZE around @addr, if that is mapped by an entry of this or a
- * larger size. The caller holds the mmap lock.
+ * larger size. The caller holds the mmap lock. The huge zero folio is left to
+ * small entries: as a PMD, whoever zaps it expects a page table deposited.
  *
  * Return: whether anything is present at @addr; @page tells if it is huge.
  */
@@ -86,6 +87,7 @@ bool asfd_look_huge(struct vm_area_struct *vma, unsigned long addr,
 
 	page->present = fw.level != FW_LEVEL_PTE;
 	if (fw.level == FW_LEVEL_PMD) {
+		page->present = !is_huge_zero_pmd(fw.pmd);
 		page->pfn = pmd_pfn(fw.pmd);
 		page->writable = pmd_write(fw.pmd);
 	} else if (fw.level == FW_LEVEL_PUD) {
