@@ -41,18 +41,17 @@ struct asfd_client {
 bool asfd_is_mirror(const struct vm_area_struct *vma);
 
 /**
- * asfd_mirror_mm() - what a mirror shows at an address
+ * asfd_mirror_mm() - what a mirror shows
  * @vma: a mirror, locked by the caller
  * @addr: an address in it
+ * @nr_pages: how many pages from there, all of them in it
  * @mm_addr: where that lies in the space's mm
  *
- * Waits for invalidations of the space that are under way: those that notify on
- * the mirror's mm later have not done so before this returns. May sleep.
- *
- * Return: the space's mm, valid as long as @vma is.
+ * Return: the space's mm, valid as long as @vma is. NULL while these pages of the
+ * space are being invalidated, of which the mirror's mm was already notified.
  */
 struct mm_struct *asfd_mirror_mm(struct vm_area_struct *vma, unsigned long addr,
-				 unsigned long *mm_addr);
+				 unsigned long nr_pages, unsigned long *mm_addr);
 
 /* Is this an asfd mapped into a process? The caller has locked @vma. */
 static inline bool vma_is_asfd_mirror(const struct vm_area_struct *vma)
@@ -65,12 +64,6 @@ static inline bool vma_is_asfd_mirror(const struct vm_area_struct *vma)
 	return false;
 }
 
-static inline struct mm_struct *asfd_mirror_mm(struct vm_area_struct *vma,
-					       unsigned long addr,
-					       unsigned long *mm_addr)
-{
-	return NULL;
-}
 #endif /* CONFIG_ADDRESS_SPACE_FD */
 
 #ifdef CONFIG_ADDRESS_SPACE_FD

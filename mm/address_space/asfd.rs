@@ -4,14 +4,16 @@
 //!
 //! A space is an mm that no task runs in. It belongs to a file, the asfd, through which files and
 //! anonymous memory are mapped into it ([`map`], [`unmap`]), changed ([`protect`], [`advise`]) and
-//! sealed ([`seals`]); its bytes are read and written ([`bytes`]), and it is looked at ([`query`]).
+//! sealed ([`seals`]); its bytes are read and written ([`bytes`]) and written back ([`sync`]), and it
+//! is looked at ([`query`]).
 //! An asfd may show a [`window`] of the space only and grant some [`rights`] only: a [`view`].
 //! It is shown to processes by [`mirror`]s, which follow what it shows ([`mirrors`]).
 //! Others of the kernel who use its mm, such as KVM, register to be told of its end ([`clients`]).
 //!
 //! # Addresses
 //!
-//! Byte 0 of a space lies at [`space::MM_BASE`] of its mm. Only [`space`] translates.
+//! Byte 0 of a space lies at [`space::MM_BASE`] of its mm, and byte 0 of what an asfd shows at the
+//! start of its window. Page offsets of mirrors are those of the space.
 //!
 //! # Locks
 //!
@@ -43,6 +45,7 @@ mod query;
 mod rights;
 mod seals;
 mod space;
+mod sync;
 mod unmap;
 mod view;
 mod walk;

@@ -93,10 +93,11 @@ pub unsafe extern "C" fn asfd_is_mirror(vma: *const bindings::vm_area_struct) ->
 pub unsafe extern "C" fn asfd_mirror_mm(
     vma: *mut bindings::vm_area_struct,
     addr: usize,
+    nr_pages: usize,
     mm_addr: *mut usize,
 ) -> *mut bindings::mm_struct {
     // SAFETY: As this function requires.
-    match mirror::settled_mm(unsafe { VmaRef::from_raw(vma) }, addr) {
+    match mirror::settled_mm(unsafe { VmaRef::from_raw(vma) }, addr, nr_pages) {
         Some((mm, at)) => {
             // SAFETY: As this function requires.
             unsafe { *mm_addr = at };

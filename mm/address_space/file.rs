@@ -2,7 +2,7 @@
 
 //! The asfd: a file that owns a space, perhaps with others, and its operations.
 
-use core::ops::Range;
+use core::ops::{Range, RangeInclusive};
 use kernel::{
     bindings,
     fs::{
@@ -25,7 +25,7 @@ use crate::{
     rights::{Ceiling, Rights},
     seals,
     space::{self, SpaceOwner},
-    view,
+    sync, view,
     window::Window,
 };
 
@@ -166,6 +166,10 @@ impl FileOperations for Asfd {
             _ => return Err(ENOTTY),
         }
         Ok(0)
+    }
+
+    fn fsync(asfd: &Asfd, bytes: RangeInclusive<Offset>, datasync: bool) -> Result {
+        sync::sync(asfd, bytes, datasync)
     }
 
     fn mmap_prepare(asfd: &Asfd, file: &LocalFile, desc: &mut VmaDesc) -> Result {

@@ -113,13 +113,18 @@ pub(crate) fn is_mirror(vma: &VmaRef) -> bool {
     OPERATIONS.serves(vma)
 }
 
-/// The space's mm behind `addr` of a mirror and the address there, with no invalidation under way;
-/// see [`Mirrors::settled`].
-pub(crate) fn settled_mm(vma: &VmaRef, addr: usize) -> Option<(&MmWithUser, usize)> {
+/// The space's mm behind some pages of a mirror and the address there, unless they are being
+/// invalidated; see [`Mirrors::try_settled`].
+pub(crate) fn settled_mm(
+    vma: &VmaRef,
+    addr: usize,
+    nr_pages: usize,
+) -> Option<(&MmWithUser, usize)> {
     let (asfd, mirrors) = behind(vma)?;
-    mirrors.settled();
     let pgoff = vma.pgoff() + ((addr - vma.start()) >> PAGE_SHIFT);
-    Some((asfd.owner.mm(), mm_address(pgoff) | addr % PAGE_SIZE))
+    let start = mm_address(pgoff);
+    mirrors.try_settled(start..start + nr_pages * PAGE_SIZE)?;
+    Some((asfd.owner.mm(), start))
 }
 
 /// What a mirror shows.
@@ -150,6 +155,18 @@ enum Size {
     Huge,
 }
 
+impl Size {
+    /// The range around `addr` of which nothing must be invalidated meanwhile.
+    fn around(self, addr: usize) -> Range<usize> {
+        let size = match self {
+            Size::Pages => AROUND * PAGE_SIZE,
+            Size::Huge => PMD_SIZE,
+        };
+        let start = addr - addr % size;
+        start..start + size
+    }
+}
+
 /// What came of a look at the page tables of the space.
 enum Look {
     /// It was there, and is installed, or the access will fault once more.
@@ -164,7 +181,7 @@ enum Look {
 fn look(
     fault: &Fault<'_>,
     mirrors: &Mirrors,
-    settled: Settled,
+    settled: &Settled,
     area: &VmaRef,
     addr: usize,
     size: Size,
@@ -237,7 +254,7 @@ fn around(fault: &Fault<'_>, area: &VmaRef, addr: usize) -> Range<usize> {
 }
 
 /// Serves `fault` from what the space has, or can have without waiting. [`None`] if it would wait,
-/// be it for the space's mmap lock, which `lock` takes.
+/// be it for the end of an invalidation or for the space's mmap lock, which `lock` takes.
 fn attempt<'a>(
     fault: &'a Fault<'_>,
     size: Size,
@@ -251,7 +268,7 @@ fn attempt<'a>(
     let mut major = Outcome::NOTHING;
 
     for _ in 0..PATIENCE {
-        let settled = mirrors.settled();
+        let settled = mirrors.try_settled(size.around(addr))?;
         let guard = lock(asfd.owner.mm())?;
         let Some(area) = guard.vma_lookup(addr) else {
             return Some(Outcome::SIGBUS);
@@ -259,7 +276,7 @@ fn attempt<'a>(
         if !permits(area, write) {
             return Some(Outcome::SIGSEGV);
         }
-        match look(fault, mirrors, settled, area, addr, size) {
+        match look(fault, mirrors, &settled, area, addr, size) {
             Look::Served => return Some(Outcome::NOPAGE | major),
             Look::Small => return Some(Outcome::FALLBACK),
             Look::Absent => {}
@@ -275,6 +292,8 @@ fn attempt<'a>(
             // It may have been mapped elsewhere, so it has to be looked up.
             Ok(true) => {}
             Ok(false) | Err(EINTR) => return None,
+            // Under pressure, for the moment perhaps: once more.
+            Err(ENOMEM) if !fault.tried() => return None,
             Err(EHWPOISON) => return Some(Outcome::HWPOISON),
             // Past the end of the file, or no memory for it: nobody is killed to get some.
             Err(_) => return Some(Outcome::SIGBUS),
@@ -285,7 +304,11 @@ fn attempt<'a>(
 }
 
 /// Waits for the page at `addr` in the space. What came of it the next [`attempt`] finds out.
-fn wait_for_page(mm: &MmWithUser, addr: usize, write: bool) -> Result {
+fn wait_for_page(asfd: &Asfd, addr: usize, write: bool, size: Size) -> Result {
+    let mm = asfd.owner.mm();
+    if let Some(mirrors) = asfd.owner.mirrors() {
+        mirrors.wait_until_settled(size.around(addr));
+    }
     let _charge = ChargeTo::new(mm);
     let counts = FaultCounts::now();
     let waited = match mm.mmap_read_lock_killable() {
@@ -297,7 +320,7 @@ fn wait_for_page(mm: &MmWithUser, addr: usize, write: bool) -> Result {
 }
 
 /// Waits for the page of `fault` without its lock. Gives it back if it may not give up that.
-fn wait_unlocked<'a>(fault: Fault<'a>) -> Result<Outcome, Fault<'a>> {
+fn wait_unlocked<'a>(fault: Fault<'a>, size: Size) -> Result<Outcome, Fault<'a>> {
     let addr = mm_address(fault.pgoff());
     let write = fault.is_write();
     let Some(file) = fault.vma().file() else {
@@ -308,7 +331,7 @@ fn wait_unlocked<'a>(fault: Fault<'a>) -> Result<Outcome, Fault<'a>> {
 
     let unlocked = fault.unlock()?;
     if let Some(asfd) = Asfd::from_file(&file) {
-        let _ = wait_for_page(asfd.owner.mm(), addr, write);
+        let _ = wait_for_page(asfd, addr, write, size);
     }
     Ok(unlocked.retry())
 }
@@ -316,13 +339,14 @@ fn wait_unlocked<'a>(fault: Fault<'a>) -> Result<Outcome, Fault<'a>> {
 /// Serves `fault`, and waits with its lock held.
 fn serve_locked(fault: Fault<'_>, size: Size) -> Outcome {
     let addr = mm_address(fault.pgoff());
+    let mut waited = Ok(());
     for _ in 0..PATIENCE {
         let outcome = attempt(&fault, size, |mm| mm.mmap_read_lock_killable().ok());
         if let Some(outcome) = outcome {
             return outcome;
         }
-        let waited = match behind(fault.vma()) {
-            Some((asfd, _)) => wait_for_page(asfd.owner.mm(), addr, fault.is_write()),
+        waited = match behind(fault.vma()) {
+            Some((asfd, _)) => wait_for_page(asfd, addr, fault.is_write(), size),
             None => Ok(()),
         };
         if waited == Err(EINTR) {
@@ -330,7 +354,11 @@ fn serve_locked(fault: Fault<'_>, size: Size) -> Outcome {
             return fault.unlock().map_or(Outcome::SIGBUS, Unlocked::retry);
         }
     }
-    Outcome::SIGBUS
+    // If it is there each time and then gone, let the task repeat the access.
+    match waited {
+        Ok(()) => Outcome::NOPAGE,
+        Err(_) => Outcome::SIGBUS,
+    }
 }
 
 fn serve(fault: Fault<'_>, size: Size) -> Outcome {
@@ -343,7 +371,7 @@ fn serve(fault: Fault<'_>, size: Size) -> Outcome {
     if fault.tried() {
         return serve_locked(fault, size);
     }
-    wait_unlocked(fault).unwrap_or_else(|fault| serve_locked(fault, size))
+    wait_unlocked(fault, size).unwrap_or_else(|fault| serve_locked(fault, size))
 }
 
 #[vtable]
@@ -369,14 +397,14 @@ impl VmOperations for Mirror {
         let addr = mm_address(fault.pgoff());
         let served = || {
             let (asfd, mirrors) = behind(fault.vma())?;
-            let settled = mirrors.try_settled()?;
+            let settled = mirrors.try_settled(Size::Pages.around(addr))?;
             let guard = asfd.owner.mm().mmap_read_trylock()?;
             let area = guard.vma_lookup(addr)?;
             // The locks of hugetlb sleep.
             if !permits(area, false) || area.flags() & virt::flags::HUGETLB != 0 {
                 return None;
             }
-            match look(fault, mirrors, settled, area, addr, Size::Pages) {
+            match look(fault, mirrors, &settled, area, addr, Size::Pages) {
                 Look::Served => Some(()),
                 _ => None,
             }

@@ -72,7 +72,7 @@ fn seek_hole(asfd: &Asfd, offset: Offset) -> Result<Offset> {
 }
 
 /// The mappings in `range`, each with the part of it that is in there.
-fn mappings<'a>(
+pub(crate) fn mappings<'a>(
     guard: &'a MmapReadGuard<'_>,
     range: Range<usize>,
 ) -> impl Iterator<Item = (&'a VmaRef, Range<usize>)> {

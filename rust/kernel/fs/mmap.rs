@@ -5,7 +5,7 @@
 //! C headers: [`include/linux/pagemap.h`](srctree/include/linux/pagemap.h),
 //! [`include/linux/hugetlb.h`](srctree/include/linux/hugetlb.h)
 
-use super::LocalFile;
+use super::{file::Offset, LocalFile};
 use crate::{
     bindings,
     error::{from_err_ptr, to_result},
@@ -18,7 +18,7 @@ use crate::{
     sync::aref::ARef,
     types::Opaque,
 };
-use core::ptr::NonNull;
+use core::{ops::RangeInclusive, ptr::NonNull};
 
 /// What serves the pages of a mapping of a file.
 ///
@@ -84,6 +84,18 @@ impl LocalFile {
                 offset as i64,
                 len as usize,
             )
+        })
+    }
+
+    /// Writes back what was stored in these bytes, `fsync(2)`; the end is inclusive. Does nothing
+    /// for a file that keeps nothing elsewhere.
+    pub fn sync_range(&self, bytes: RangeInclusive<Offset>, datasync: bool) -> Result {
+        // SAFETY: The file is valid, and has operations.
+        to_result(unsafe {
+            if (*(*self.as_ptr()).f_op).fsync.is_none() {
+                return Ok(());
+            }
+            bindings::vfs_fsync_range(self.as_ptr(), *bytes.start(), *bytes.end(), datasync.into())
         })
     }
 

@@ -14,7 +14,7 @@ use crate::{
     sync::aref::ARef,
     types::{ForeignOwnable, Opaque},
 };
-use core::marker::PhantomData;
+use core::{marker::PhantomData, ops::RangeInclusive};
 
 /// What can be done with an open file whose private data is a [`Self::Ptr`].
 ///
@@ -58,6 +58,16 @@ pub trait FileOperations: Sized {
         _cmd: u32,
         _arg: usize,
     ) -> Result<isize> {
+        build_error!(VTABLE_DEFAULT_ERROR)
+    }
+
+    /// Writes what was stored in these bytes back to where it is kept, `fsync(2)`, `msync(2)`. The
+    /// end is inclusive.
+    fn fsync(
+        _data: <Self::Ptr as ForeignOwnable>::Borrowed<'_>,
+        _bytes: RangeInclusive<Offset>,
+        _datasync: bool,
+    ) -> Result {
         build_error!(VTABLE_DEFAULT_ERROR)
     }
 
@@ -132,6 +142,11 @@ impl<T: FileOperations> Operations<T> {
                 #[cfg(CONFIG_COMPAT)]
                 compat_ioctl: if T::HAS_IOCTL {
                     bindings::compat_ptr_ioctl
+                } else {
+                    None
+                },
+                fsync: if T::HAS_FSYNC {
+                    Some(Self::fsync)
                 } else {
                     None
                 },
@@ -245,6 +260,20 @@ impl<T: FileOperations> Operations<T> {
         // SAFETY: The file is open; ioctls have nothing to do with its position.
         let file = unsafe { LocalFile::from_raw_file(file) };
         from_result(|| T::ioctl(data, file, cmd, arg))
+    }
+
+    /// # Safety
+    ///
+    /// `file` must be an open file with this table.
+    unsafe extern "C" fn fsync(
+        file: *mut bindings::file,
+        start: Offset,
+        end: Offset,
+        datasync: c_int,
+    ) -> c_int {
+        // SAFETY: The file is open for the duration of this call, and owns a `T::Ptr`.
+        let data = unsafe { T::Ptr::borrow((*file).private_data) };
+        from_result(|| T::fsync(data, start..=end, datasync != 0).map(|()| 0))
     }
 
     /// # Safety

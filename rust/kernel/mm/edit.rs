@@ -239,12 +239,14 @@ impl MmapWriteGuard<'_> {
             before.push((part, area.flags()), GFP_KERNEL_ACCOUNT)?;
         }
 
+        // The ends come first: they are split, which takes memory that has a limit.
+        before.rotate_right(1);
+        let first = range.start;
         for (done, (part, flags)) in before.iter().enumerate() {
             if let Err(err) = self.set_flags(part, flags & !ACCESS | access) {
-                if done == 0 && begins_within {
+                if part.start == first && begins_within {
                     self.unsplit(part.start, *flags);
                 }
-                // They are as small as they have to be: going back splits nothing.
                 for (part, flags) in before[..done].iter().rev() {
                     let _ = self.set_flags(part, *flags);
                 }

@@ -291,25 +291,17 @@ pub struct FaultCounts {
 impl FaultCounts {
     /// What is counted until now.
     pub fn now() -> Self {
-        let task = crate::task::Task::current_raw();
-        // SAFETY: Only the current task changes its counts.
-        unsafe {
-            Self {
-                minor: (*task).min_flt,
-                major: (*task).maj_flt,
-            }
-        }
+        let (mut minor, mut major) = (0, 0);
+        // SAFETY: Both are valid for writing.
+        unsafe { bindings::current_fault_counts(&mut minor, &mut major) };
+        Self { minor, major }
     }
 
     /// Goes back to these counts. Returns whether a major fault was counted since.
     pub fn restore(self) -> bool {
         let now = Self::now();
-        let task = crate::task::Task::current_raw();
-        // SAFETY: As above.
-        unsafe {
-            (*task).min_flt = self.minor;
-            (*task).maj_flt = self.major;
-        }
+        // SAFETY: There are no requirements.
+        unsafe { bindings::current_set_fault_counts(self.minor, self.major) };
         now.major != self.major
     }
 }

@@ -5,13 +5,7 @@
 //! C header: [`include/linux/mmu_notifier.h`](srctree/include/linux/mmu_notifier.h)
 
 use super::edit::MmapWriteGuard;
-use crate::{
-    bindings, container_of,
-    error::{from_result, to_result},
-    ffi::c_int,
-    prelude::*,
-    types::Opaque,
-};
+use crate::{bindings, container_of, error::to_result, ffi::c_int, prelude::*, types::Opaque};
 use core::ops::Range;
 
 /// What is about to be invalidated.
@@ -25,6 +19,11 @@ impl Invalidation {
         unsafe { (*self.0.get()).start..(*self.0.get()).end }
     }
 
+    /// Tells it from all others that are under way; the same at its start and its end.
+    pub fn id(&self) -> usize {
+        self.0.get().addr()
+    }
+
     /// May the notifier sleep?
     pub fn may_block(&self) -> bool {
         // SAFETY: As above.
@@ -35,14 +34,12 @@ impl Invalidation {
 /// One who is told before and after page table entries of an address space are taken away or lose
 /// permissions.
 pub trait Notifier: Send + Sync {
-    /// From when this returns to [`Self::end`], what `what` covers must not be used.
-    ///
-    /// May sleep if [`Invalidation::may_block`]; if it would have to and may not, it fails with
-    /// [`EAGAIN`], and the invalidation does not take place.
-    fn start(&self, what: &Invalidation) -> Result;
+    /// From when this returns to [`Self::end`], what `what` covers must not be used. May sleep if
+    /// [`Invalidation::may_block`].
+    fn start(&self, what: &Invalidation);
 
-    /// It is done. Called once for each [`Self::start`] that did not fail, but for those that are
-    /// under way when the [`Registration`] ends.
+    /// It is done. Called once for each [`Self::start`], but for those that are under way when the
+    /// [`Registration`] ends.
     fn end(&self, what: &Invalidation);
 }
 
@@ -61,9 +58,8 @@ pub trait Notifier: Send + Sync {
 /// struct Counter(Atomic<i32>);
 ///
 /// impl Notifier for Counter {
-///     fn start(&self, _what: &Invalidation) -> Result {
+///     fn start(&self, _what: &Invalidation) {
 ///         self.0.fetch_add(1, Relaxed);
-///         Ok(())
 ///     }
 ///     fn end(&self, _what: &Invalidation) {}
 /// }
@@ -153,7 +149,9 @@ impl<T: Notifier> Registration<T> {
         // SAFETY: The subscription is one of ours, and the range valid for the call.
         let (notifier, what) =
             unsafe { (Self::notifier(subscription), &*range.cast::<Invalidation>()) };
-        from_result(|| notifier.start(what).map(|()| 0))
+        notifier.start(what);
+        // Who has an end must not fail here.
+        0
     }
 
     /// # Safety
