@@ -31,6 +31,8 @@ pub struct Error {
     operation: Operation,
     what: String,
     errno: i32,
+    /// What is known beyond what the errno means in general.
+    why: Option<String>,
 }
 
 /// What was tried.
@@ -43,6 +45,16 @@ pub enum Operation {
     Map,
     /// Unmap from a space.
     Unmap,
+    /// Change the protection of mappings.
+    Protect,
+    /// Give advice on mappings.
+    Advise,
+    /// Add seals to a space.
+    Seal,
+    /// Make a view.
+    View,
+    /// Mirror a space into this process.
+    Mirror,
     /// Read bytes of a space.
     Read,
     /// Write bytes of a space.
@@ -69,6 +81,15 @@ impl Error {
             operation,
             what,
             errno,
+            why: None,
+        }
+    }
+
+    /// The same error, with words of its own for the reason.
+    pub(crate) fn because(self, why: String) -> Self {
+        Error {
+            why: Some(why),
+            ..self
         }
     }
 
@@ -89,6 +110,9 @@ impl Error {
 
     /// What the error number means for this operation, in words.
     pub fn meaning(&self) -> String {
+        if let Some(why) = &self.why {
+            return why.clone();
+        }
         match meaning(self.operation, self.errno) {
             Some(words) => words.to_owned(),
             // "File exists (os error 17)": the name of the errno stands before it anyway.
@@ -158,12 +182,57 @@ fn meaning(operation: Operation, errno: i32) -> Option<&'static str> {
         }
         (Unmap, libc::ENOMEM) => "out of memory, or of mappings (vm.max_map_count)",
 
-        (Map | Unmap, libc::ERANGE) => "outside the window of this view",
+        (Protect, libc::EINVAL) => {
+            "the length is zero, the address is not on a page boundary, or the range cuts a huge \
+             page"
+        }
+        (Protect, libc::EACCES) => "a mapping there may not have this protection",
+        (Protect, libc::ENOMEM) => {
+            "not all of the range is mapped, or out of memory or of mappings (vm.max_map_count)"
+        }
+        (Advise, libc::EINVAL) => {
+            "the address is not on a page boundary, or the advice does not fit the mapping or \
+             this kernel"
+        }
+        (Advise, libc::EACCES) => "this advice needs write access",
+        (Advise, libc::ENOMEM) => "not all of the range is mapped, or out of memory",
+        (Advise, libc::EBUSY) => "the pages are locked or in use",
+        (Advise, libc::EFAULT) => "a page cannot be brought in",
+
+        (Seal, libc::EINVAL) => "an unknown seal",
+
+        (View, libc::EINVAL) => {
+            "the window is empty or not on page boundaries, or a right or protection bit is unknown"
+        }
+        (View, libc::EACCES) => "a view cannot read or write more than what it is made from",
+        (View, libc::EPERM) => {
+            "this descriptor may not make views, or lacks a right that the view is to have"
+        }
+
+        (Mirror, libc::EINVAL) => {
+            "the length is zero, the offset is not on a page boundary, or this kernel has no mirrors"
+        }
+        (Mirror, libc::EACCES) => "this descriptor does not give that much access",
+        (Mirror, libc::ENODEV) => "not an address space, or this kernel has no mirrors",
+        (Mirror, libc::ENOMEM) => {
+            "out of memory, of mappings (vm.max_map_count) or of addresses in this process, or \
+             past the end of the space"
+        }
+
+        (Protect | Advise | Seal | View, libc::ENOTTY) => {
+            "not an address space, or this kernel cannot do that"
+        }
+        (Protect | Advise | Seal, libc::EPERM) => {
+            "this descriptor lacks the right, or the space is sealed"
+        }
+        (Map | Unmap | Protect | Advise | View | Mirror, libc::ERANGE) => {
+            "outside the window of this view"
+        }
 
         (Read | Write, libc::EIO) => "nothing is mapped there, or the mapping has no page there",
-        (Read, libc::EACCES) => "not readable there",
-        (Write, libc::EACCES) => "not writable there",
-        (Write, libc::ENOSPC) => "past the end of the space",
+        (Read, libc::EACCES) => "not readable there, or not through this descriptor",
+        (Write, libc::EACCES) => "not writable there, or not through this descriptor",
+        (Write, libc::ENOSPC) => "past the end of what this descriptor shows",
         (Read | Write | Seek, libc::EINVAL) => "the offset is past what a file can have",
 
         (Info, libc::ENOTTY) => "not an address space",
@@ -249,6 +318,13 @@ mod tests {
         assert!(error(Operation::Window, libc::EEXIST)
             .meaning()
             .contains("slot"));
+    }
+
+    #[test]
+    fn a_reason_of_its_own_takes_the_place_of_the_general_one() {
+        let error = error(Operation::Seal, libc::EPERM).because("it is Sunday".to_owned());
+        assert_eq!(error.to_string(), "cannot do it: EPERM: it is Sunday");
+        assert_eq!(error.errno(), libc::EPERM);
     }
 
     #[test]

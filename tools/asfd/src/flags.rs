@@ -3,6 +3,7 @@
 //! Sets of bits, with the names that people read and fdinfo writes.
 
 use std::fmt;
+use std::str::FromStr;
 
 use bitflags::bitflags;
 
@@ -115,6 +116,69 @@ impl fmt::Display for Seals {
     }
 }
 
+/// A word that is not the name of a bit or of an advice.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct UnknownName {
+    pub(crate) name: String,
+    pub(crate) known: Vec<String>,
+}
+
+impl fmt::Display for UnknownName {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{:?} is none of {}", self.name, self.known.join(", "))
+    }
+}
+
+impl std::error::Error for UnknownName {}
+
+/// Reads a set from a person or a program, who is told of names that do not exist.
+fn strictly_from_names<B: bitflags::Flags>(text: &str) -> Result<B, UnknownName> {
+    if matches!(text, "-" | "none") {
+        return Ok(B::empty());
+    }
+    text.split(',').try_fold(B::empty(), |set, name| {
+        let one = B::FLAGS
+            .iter()
+            .find(|flag| flag.name().eq_ignore_ascii_case(name));
+        let one = one.ok_or_else(|| UnknownName {
+            name: name.to_owned(),
+            known: B::FLAGS
+                .iter()
+                .map(|flag| flag.name().to_ascii_lowercase())
+                .chain(["none".to_owned()])
+                .collect(),
+        })?;
+        Ok(set.union(B::from_bits_retain(one.value().bits())))
+    })
+}
+
+/// Names with a comma between, `none` or `-` for no right.
+///
+/// ```
+/// use asfd::Rights;
+///
+/// assert_eq!("map,unmap".parse(), Ok(Rights::MAP | Rights::UNMAP));
+/// assert_eq!("none".parse(), Ok(Rights::empty()));
+/// let error = "fly".parse::<Rights>().unwrap_err().to_string();
+/// assert_eq!(error, "\"fly\" is none of map, unmap, change, seal, view, query, kvm, none");
+/// ```
+impl FromStr for Rights {
+    type Err = UnknownName;
+
+    fn from_str(text: &str) -> Result<Self, UnknownName> {
+        strictly_from_names(text)
+    }
+}
+
+/// Names with a comma between, `none` or `-` for no seal.
+impl FromStr for Seals {
+    type Err = UnknownName;
+
+    fn from_str(text: &str) -> Result<Self, UnknownName> {
+        strictly_from_names(text)
+    }
+}
+
 impl Prot {
     /// From the `r` and `w` of `rw-s`; other characters do not count.
     pub(crate) fn from_chars(text: &str) -> Self {
@@ -150,6 +214,17 @@ mod tests {
         assert_eq!(Rights::empty().to_string(), "-");
         assert_eq!(Rights::from_text("-"), Rights::empty());
         assert_eq!(Seals::from_text("map,seal,later"), Seals::MAP | Seals::SEAL);
+    }
+
+    #[test]
+    fn what_people_write_is_taken_strictly() {
+        for text in ["map,query", "-", "seal"] {
+            assert_eq!(text.parse::<Rights>().unwrap().to_string(), text);
+        }
+        assert_eq!("UNMAP".parse(), Ok(Seals::UNMAP));
+        for text in ["", "map,", "map,later", "query", " map"] {
+            assert!(text.parse::<Seals>().is_err(), "{text:?}");
+        }
     }
 
     #[test]

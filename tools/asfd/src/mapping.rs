@@ -158,6 +158,11 @@ impl<'fd> Mapping<'fd> {
         }
     }
 
+    /// Whether other mappings may be in its way.
+    pub(crate) fn replaces(&self) -> bool {
+        matches!(self.place, Place::Replace(_))
+    }
+
     /// The arguments of the system call.
     pub(crate) fn args(&self) -> address_space_mmap_args {
         let kind = if self.private {
