@@ -5,7 +5,9 @@
 use std::ffi::OsString;
 use std::path::PathBuf;
 
-use asfd::Prot;
+use anyhow::{Context, Result};
+use asfd::{Advice, Prot, Rights, Seals};
+use clap::builder::{PossibleValuesParser, TypedValueParser};
 use clap::{Args, Parser, Subcommand};
 
 use crate::number::Number;
@@ -38,7 +40,9 @@ macro_rules! examples {
   asctl read 1234:3 0x1000 64       64 bytes of it
   asctl map 1234:3 --file disk.img --at 1G
                                     map a file into it
-  asctl unmap 1234:3 1G 4K          take a page out again"
+  asctl unmap 1234:3 1G 4K          take a page out again
+  asctl view $ASFD --prot r -- sh   a shell that can read that space, and not write it
+  asctl seal 1234:3 map,unmap       nobody maps or unmaps in it any more"
     };
 }
 
@@ -54,8 +58,12 @@ SPACE is one of
 
 ADDR, LEN and OFFSET are bytes: decimal or 0x hexadecimal, with K, M, G or T for powers of 1024.
 
-Exit status: 0 done, 1 failed, 2 wrong usage; of asctl exec, the command's, 126 if it cannot be
-run, 127 if it is not found."
+RIGHTS of a descriptor are map, unmap, change (protect and advise), seal, view (make views), query
+(look at the mappings) and kvm (show to a guest); SEALS of a space are map, unmap, change and seal.
+Lists of them have commas; \"none\" is the empty list. asctl ls shows their first letters.
+
+Exit status: 0 done, 1 failed, 2 wrong usage; of asctl exec and view, the command's, 126 if it
+cannot be run, 127 if it is not found."
 );
 
 #[derive(Subcommand)]
@@ -68,6 +76,10 @@ pub enum Command {
     Write(Write),
     Map(Map),
     Unmap(Unmap),
+    Protect(Protect),
+    Advise(Advise),
+    Seal(Seal),
+    View(View),
 }
 
 /// Build a space and run a command that holds it
@@ -113,8 +125,13 @@ Examples:
 
 /// List the spaces of all processes
 ///
-/// One line for each descriptor. Processes that may not be looked at are left out. RESIDENT is
-/// "-" where taking the descriptor is not permitted.
+/// One line for each descriptor; those with the same ID are of one space. START and SIZE say what
+/// of the space it shows, PROT what can be read and written through it at most, RIGHTS and SEALS
+/// which edits it may make and which nobody may: the first letters of map, unmap, change, seal,
+/// view, query and kvm.
+///
+/// Processes that may not be looked at are left out. RESIDENT is "-" where taking the descriptor
+/// is not permitted.
 #[derive(Args)]
 #[command(after_help = "Examples:
   asctl ls
@@ -130,6 +147,9 @@ pub struct Ls {
 }
 
 /// List the mappings of a space
+///
+/// Of a view those in its window, counted from its start; a line before the table then says where
+/// that is.
 #[derive(Args)]
 #[command(after_help = "Examples:
   asctl maps 1234:3
@@ -263,6 +283,102 @@ pub struct Unmap {
     pub len: Number,
 }
 
+/// Change what the mappings in a range allow
+///
+/// All of the range changes or nothing does; a hole in it is an error. The length is rounded up to
+/// whole pages.
+#[derive(Args)]
+#[command(after_help = "Examples:
+  asctl protect 1234:3 0x100000 64K r")]
+pub struct Protect {
+    /// The space, PID:FD or FD
+    pub space: Target,
+    /// Where to start
+    pub addr: Number,
+    /// How many bytes
+    pub len: Number,
+    /// Accesses allowed: r, w, rw or none
+    #[arg(value_parser = range::prot)]
+    pub prot: Prot,
+}
+
+/// Give advice on a range, as madvise(2) does
+#[derive(Args)]
+#[command(after_help = "Examples:
+  asctl advise 1234:3 0 64M dontneed
+  asctl advise 1234:3 0 64M populate_read")]
+pub struct Advise {
+    /// The space, PID:FD or FD
+    pub space: Target,
+    /// Where to start
+    pub addr: Number,
+    /// How many bytes
+    pub len: Number,
+    /// The advice, a MADV_ name of madvise(2) in lower case
+    #[arg(value_parser = advice_parser())]
+    pub advice: Advice,
+}
+
+/// Forbid edits of a space, to everybody and for good
+#[derive(Args)]
+#[command(after_help = "Examples:
+  asctl seal 1234:3 map,unmap
+  asctl seal $ASFD map,unmap,change,seal
+                      # from now on it stays as it is")]
+pub struct Seal {
+    /// The space, PID:FD or FD
+    pub space: Target,
+    /// What to forbid: map, unmap, change (protect and advise), seal (add seals)
+    #[arg(value_name = "SEAL,...")]
+    pub seals: Seals,
+}
+
+/// Run a command that holds a view of a space
+///
+/// A view is a descriptor that shows less of a space, or may do less with it. The command gets it
+/// as an open descriptor, whose number is in the environment variable ASFD, and no other
+/// descriptor of that space. What is not narrowed here is as it is for SPACE.
+#[derive(Args)]
+#[command(after_help = "Examples:
+  asctl view $ASFD --prot r --rights query -- sh
+                      # a shell that can look at everything, and change nothing
+  asctl view 1234:3 --window 1G 16M --rights none -- ./device
+                      # 16 MiB of it, which become the program's whole world")]
+pub struct View {
+    /// The space, PID:FD or FD
+    pub space: Target,
+    /// Only this part; what starts there is at 0 for the command
+    #[arg(long, num_args = 2, value_names = ["START", "LEN"])]
+    pub window: Option<Vec<Number>>,
+    /// What can be read and written at most: r, w, rw or none
+    #[arg(long, value_parser = range::prot)]
+    pub prot: Option<Prot>,
+    /// Only these rights: map, unmap, change, seal, view, query, kvm, or none
+    #[arg(long, value_name = "RIGHT,...")]
+    pub rights: Option<Rights>,
+    /// The command and its arguments
+    #[arg(required = true, trailing_var_arg = true, value_name = "COMMAND")]
+    pub command: Vec<OsString>,
+}
+
+/// So that the help lists them.
+fn advice_parser() -> impl TypedValueParser<Value = Advice> {
+    let names = Advice::ALL.iter().map(|advice| advice.name());
+    PossibleValuesParser::new(names).try_map(|name| name.parse::<Advice>())
+}
+
+impl View {
+    /// The window as a range of addresses.
+    pub fn range(&self) -> Result<Option<std::ops::Range<u64>>> {
+        let Some([start, len]) = self.window.as_deref() else {
+            return Ok(None);
+        };
+        let end = start.0.checked_add(len.0);
+        let end = end.context("start and length of the window are too large")?;
+        Ok(Some(start.0..end))
+    }
+}
+
 impl Map {
     pub fn range(&self) -> Range {
         Range {
@@ -305,7 +421,7 @@ mod tests {
     use clap::error::ErrorKind;
     use clap::CommandFactory;
 
-    fn parse(line: &str) -> Result<Command, ErrorKind> {
+    fn parse(line: &str) -> std::result::Result<Command, ErrorKind> {
         Cli::try_parse_from(line.split(' '))
             .map(|cli| cli.command)
             .map_err(|e| e.kind())
@@ -353,10 +469,68 @@ mod tests {
             "asctl read 1:3 0",
             "asctl read 1:3 0 -5",
             "asctl exec spec",
+            "asctl protect 1:3 0 4K",
+            "asctl protect 1:3 0 4K x",
+            "asctl advise 1:3 0 4K dofork",
+            "asctl seal 1:3",
+            "asctl seal 1:3 map,fly",
+            "asctl view 1:3",
+            "asctl view 1:3 --rights fly -- true",
+            "asctl view 1:3 --window 0 -- true",
+            "asctl view 1:3 --prot x -- true",
             "asctl",
         ] {
             assert!(parse(line).is_err(), "{line}");
         }
+    }
+
+    fn view(line: &str) -> View {
+        match parse(line) {
+            Ok(Command::View(view)) => view,
+            _ => panic!("{line}"),
+        }
+    }
+
+    #[test]
+    fn view_is_read() {
+        let line = "asctl view 1:3 --window 1M 0x1000 --prot r --rights map,query -- ls --json";
+        let some = view(line);
+        assert_eq!(some.range().unwrap(), Some(0x100000..0x101000));
+        assert_eq!(some.prot, Some(Prot::READ));
+        assert_eq!(some.rights, Some(Rights::MAP | Rights::QUERY));
+        assert_eq!(some.command, ["ls", "--json"]);
+
+        let bare = view("asctl view 3 ls --prot r");
+        assert_eq!(bare.range().unwrap(), None);
+        assert_eq!((bare.prot, bare.rights), (None, None));
+        assert_eq!(bare.command, ["ls", "--prot", "r"]);
+
+        let none = view("asctl view 3 --rights none --prot none true");
+        assert_eq!(none.rights, Some(Rights::empty()));
+        assert_eq!(none.prot, Some(Prot::empty()));
+
+        let long = view("asctl view 3 --window 16383P 15E true");
+        assert!(long.range().is_err());
+    }
+
+    #[test]
+    fn the_edits_are_read() {
+        let Ok(Command::Seal(seal)) = parse("asctl seal 3 map,unmap") else {
+            panic!();
+        };
+        assert_eq!(seal.seals, Seals::MAP | Seals::UNMAP);
+        for advice in Advice::ALL {
+            let Ok(Command::Advise(advise)) = parse(&format!("asctl advise 3 0 4K {advice}"))
+            else {
+                panic!("{advice}");
+            };
+            assert_eq!(advise.advice, *advice);
+        }
+        let Ok(Command::Protect(protect)) = parse("asctl protect 3 4K 8K none") else {
+            panic!();
+        };
+        assert_eq!((protect.addr, protect.len), (Number(4096), Number(8192)));
+        assert_eq!(protect.prot, Prot::empty());
     }
 
     #[test]

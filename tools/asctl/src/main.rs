@@ -34,6 +34,10 @@ fn main() -> ExitCode {
         Command::Write(args) => commands::write::run(&args),
         Command::Map(args) => commands::map::run(&args),
         Command::Unmap(args) => commands::unmap::run(&args),
+        Command::Protect(args) => commands::protect::run(&args),
+        Command::Advise(args) => commands::advise::run(&args),
+        Command::Seal(args) => commands::seal::run(&args),
+        Command::View(args) => commands::view::run(&args),
     };
     match result {
         Ok(()) => ExitCode::SUCCESS,

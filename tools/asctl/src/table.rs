@@ -18,6 +18,14 @@ pub enum Show {
     Number,
     Size,
     Address,
+    /// A list of names with commas, by their first letters.
+    Initials,
+}
+
+impl Show {
+    fn is_number(self) -> bool {
+        matches!(self, Show::Number | Show::Size | Show::Address)
+    }
 }
 
 pub struct Column {
@@ -48,11 +56,25 @@ impl Table {
 
     /// Writes the table, or `{"NAME": [{"column": value, ...}, ...]}`.
     pub fn print(&self, json: bool, name: &str) -> Result<()> {
+        self.print_below(json, name, None, &Map::new())
+    }
+
+    /// The same, with a line before the table, or more members in the object.
+    pub fn print_below(
+        &self,
+        json: bool,
+        name: &str,
+        line: Option<String>,
+        members: &Map<String, Value>,
+    ) -> Result<()> {
         let text = if json {
             let rows: Vec<_> = self.rows.iter().map(|row| self.object(row)).collect();
-            pretty(&serde_json::json!({ name: rows }))?
+            let mut object = members.clone();
+            object.insert(name.to_owned(), rows.into());
+            pretty(&object.into())?
         } else {
-            self.layout()
+            let line = line.map(|line| line + "\n");
+            line.unwrap_or_default() + &self.layout()
         };
         write(&text)
     }
@@ -73,6 +95,11 @@ impl Table {
         write(&text)
     }
 
+    /// The only row as an object.
+    pub fn row(&self) -> Value {
+        self.object(&self.rows[0])
+    }
+
     fn object(&self, row: &[Value]) -> Value {
         let key = |column: &Column| column.name.to_lowercase();
         let pairs = self.columns.iter().map(key).zip(row.iter().cloned());
@@ -89,7 +116,7 @@ impl Table {
         }
         for (column, layout) in self.columns.iter().zip(layout.column_iter_mut()) {
             layout.set_padding((0, 1));
-            if column.show != Show::Text {
+            if column.show.is_number() {
                 layout.set_cell_alignment(CellAlignment::Right);
             }
         }
@@ -114,9 +141,18 @@ fn shown(show: Show, value: &Value) -> String {
         (_, Value::Null, _) => "-".to_owned(),
         (Show::Size, _, Some(n)) => number::human(n),
         (Show::Address, _, Some(n)) => format!("{n:#x}"),
+        (Show::Initials, Value::String(text), _) => initials(text),
         (_, Value::String(text), _) => printable(text),
         _ => value.to_string(),
     }
+}
+
+/// "map,unmap,query" is "muq"; "-" for none stays.
+fn initials(names: &str) -> String {
+    names
+        .split(',')
+        .filter_map(|name| name.chars().next())
+        .collect()
 }
 
 /// Names come from other people's files: no control character of theirs reaches the terminal.
@@ -159,6 +195,27 @@ a b            4K      0x0  1
 x\\n\\u{1b}[1m    - 0x100000 10
 ";
         assert_eq!(table().layout(), expected);
+    }
+
+    #[test]
+    fn names_by_their_first_letters() {
+        let shown = |names| shown(Show::Initials, &json!(names));
+        assert_eq!(shown("map,unmap,query"), "muq");
+        assert_eq!(shown("-"), "-");
+    }
+
+    // The letters are of use only if they tell the names apart.
+    #[test]
+    fn the_first_letters_differ() {
+        for names in [
+            asfd::Rights::all().to_string(),
+            asfd::Seals::all().to_string(),
+        ] {
+            let mut letters: Vec<_> = initials(&names).chars().collect();
+            letters.sort_unstable();
+            letters.dedup();
+            assert_eq!(letters.len(), names.split(',').count(), "{names}");
+        }
     }
 
     #[test]

@@ -139,10 +139,17 @@ fn ls_finds_the_space_of_exec() {
     assert_eq!(row["mapped"], (1 << 20) + 8192 + 8192);
     assert_eq!(row["resident"], 0);
     assert_eq!(row["windows"], 0);
+    assert_eq!((&row["start"], &row["prot"]), (&json!(0), &json!("rw")));
+    assert!(row["size"].as_u64().unwrap() > 1 << 40);
+    assert_eq!(row["rights"], "map,unmap,change,seal,view,query,kvm");
+    assert_eq!(row["seals"], "-");
 
     let table = String::from_utf8(ok(&["ls", "-p", &pid.to_string()])).unwrap();
     assert_eq!(table.lines().count(), 2, "{table}");
-    assert!(table.lines().nth(1).unwrap().contains(" sleep "), "{table}");
+    let line = table.lines().nth(1).unwrap();
+    assert!(line.contains(" sleep "), "{table}");
+    assert!(line.contains(" mucsvqk "), "{table}");
+    assert!(line.len() <= 80, "{table}");
 }
 
 #[test]
@@ -256,4 +263,212 @@ fn a_spec_that_cannot_be_done_says_which_range() {
     refused(&["exec", spec, "--", "true"], "range 2: cannot map");
     fs::write(spec, "[[range]]\nfile = 'gone'\n").unwrap();
     refused(&["exec", spec, "--", "true"], "range 1: cannot open");
+}
+
+/// What a shell with a view of the space prints. `view` are the options.
+fn in_view(space: &str, view: &[&str], script: &str) -> String {
+    // The VM has asctl on its path; the built one is put there.
+    let folder = Path::new(program()).parent().unwrap().to_str().unwrap();
+    let path = format!("{folder}:{}", std::env::var("PATH").unwrap());
+    let script = format!("PATH={path}; {script}");
+    let args = [&["view", space], view, &["--", "sh", "-c", &script]].concat();
+    String::from_utf8(ok(&args)).unwrap()
+}
+
+#[test]
+#[ignore = "needs a kernel with address spaces"]
+fn a_view_shows_its_window_and_takes_no_edits() {
+    let holder = holder("view");
+    let space = holder.space.as_str();
+    asctl(&["write", space, "0x1000"], b"hello");
+
+    let window = ["--window", "4K", "64K", "--prot", "r", "--rights", "query"];
+    assert_eq!(in_view(space, &window, "asctl read $ASFD 0 5"), "hello");
+    let info = in_view(space, &window, "asctl info --json $ASFD");
+    let info: Value = serde_json::from_str(&info).unwrap();
+    assert_eq!(
+        (&info["start"], &info["end"]),
+        (&json!(0x1000), &json!(0x11000))
+    );
+    assert_eq!(
+        (&info["rights"], &info["prot"]),
+        (&json!("query"), &json!("r-"))
+    );
+    assert_eq!(info["mapped"], 0x10000);
+
+    let maps = in_view(space, &window, "asctl maps $ASFD");
+    let lines: Vec<_> = maps.lines().collect();
+    assert_eq!(lines.len(), 3, "{maps}");
+    let caption = "from 0x1000 to 0x11000, prot r-, rights query, seals -";
+    assert!(lines[0].ends_with(caption), "{maps}");
+    assert!(lines[2].trim_start().starts_with("0x0 0x10000 "), "{maps}");
+    let maps = in_view(space, &window, "asctl maps --json $ASFD");
+    let maps: Value = serde_json::from_str(&maps).unwrap();
+    assert_eq!(maps["space"], info);
+
+    for (edit, words) in [
+        ("unmap $ASFD 0 4K", "lacks the right to unmap"),
+        ("map $ASFD --anonymous --len 4K", "lacks the right to map"),
+        ("protect $ASFD 0 4K r", "lacks the right to change"),
+        ("advise $ASFD 0 4K cold", "lacks the right to change"),
+        ("seal $ASFD map", "lacks the right to seal"),
+        ("view $ASFD true", "lacks the right to view"),
+        ("write $ASFD 0", "EACCES"),
+        ("read $ASFD 64K 1", "ends at 0x10000"),
+    ] {
+        let said = in_view(
+            space,
+            &window,
+            &format!("asctl {edit} 2>&1 </proc/version; echo $?"),
+        );
+        assert!(
+            said.contains(words) && said.ends_with("1\n"),
+            "{edit}: {said}"
+        );
+    }
+    assert_eq!(ok(&["read", space, "0x1000", "5"]), b"hello");
+}
+
+#[test]
+#[ignore = "needs a kernel with address spaces"]
+fn the_command_of_view_holds_the_view_alone() {
+    let holder = holder("alone");
+    // The shell has the space as an inherited descriptor, and hands on a view.
+    let count = "ls -l /proc/self/fd | grep -c address_space";
+    let script = format!("asctl view $ASFD --rights none -- sh -c '{count}; echo $ASFD'");
+    let said = in_view(&holder.space, &[], &script);
+    let numbers: Vec<_> = said.lines().collect();
+    assert_eq!(numbers.len(), 2, "{said}");
+    assert_eq!(numbers[0], "1", "{said}");
+
+    // As it is listed: two descriptors of one space while it runs.
+    let view = Command::new(program())
+        .args(["view", &holder.space, "--window", "1M", "1M"])
+        .args(["--rights", "none", "--prot", "r", "--", "sleep", "60"])
+        .spawn()
+        .unwrap();
+    let pid = view.id();
+    let view = Holder {
+        child: view,
+        space: String::new(),
+    };
+    let comm = || fs::read_to_string(format!("/proc/{pid}/comm")).unwrap_or_default();
+    for _ in 0..6000 {
+        if comm() == "sleep\n" {
+            break;
+        }
+        thread::sleep(Duration::from_millis(10));
+    }
+    let pids = format!("{pid},{}", holder.child.id());
+    let list = json(&["ls", "--json", "--pid", &pids]);
+    let rows = list["spaces"].as_array().unwrap();
+    assert_eq!(rows.len(), 2, "{rows:?}");
+    assert_eq!(rows[0]["id"], rows[1]["id"]);
+    assert_eq!(
+        (&rows[0]["start"], &rows[0]["size"]),
+        (&json!(1 << 20), &json!(1 << 20))
+    );
+    assert_eq!(
+        (&rows[0]["rights"], &rows[0]["prot"]),
+        (&json!("-"), &json!("r-"))
+    );
+    assert_eq!(
+        (&rows[0]["mappings"], &rows[1]["mappings"]),
+        (&json!(1), &json!(3))
+    );
+    drop(view);
+}
+
+#[test]
+#[ignore = "needs a kernel with address spaces"]
+fn view_ends_with_the_status_of_the_command() {
+    let holder = holder("status");
+    let space = holder.space.as_str();
+    let status = |command: &str| {
+        let output = asctl(&["view", space, "--", command], b"");
+        output.status.code().unwrap()
+    };
+    assert_eq!(status("true"), 0);
+    assert_eq!(status("false"), 1);
+    assert_eq!(status("/nowhere"), 127);
+    assert_eq!(status("/"), 126);
+    refused(
+        &["view", space, "--window", "1", "4K", "true"],
+        "page boundaries",
+    );
+    refused(&["view", space, "--window", "15E", "4K", "true"], "ERANGE");
+}
+
+#[test]
+#[ignore = "needs a kernel with address spaces"]
+fn protection_and_advice() {
+    let holder = holder("protect");
+    let space = holder.space.as_str();
+    asctl(&["write", space, "0"], b"hello");
+    ok(&["protect", space, "0", "4K", "r"]);
+    let output = asctl(&["write", space, "0"], b"x");
+    assert!(String::from_utf8(output.stderr).unwrap().contains("EACCES"));
+    let maps = json(&["maps", "--json", space]);
+    assert_eq!(maps["mappings"].as_array().unwrap().len(), 4);
+    assert_eq!(maps["mappings"][0]["prot"], "r-");
+    ok(&["protect", space, "0", "4K", "none"]);
+    refused(&["read", space, "0", "1"], "EACCES");
+    ok(&["protect", space, "0", "4K", "rw"]);
+    refused(
+        &["protect", space, "16M", "4K", "r"],
+        "not all of the range is mapped",
+    );
+    refused(&["protect", space, "1", "4K", "r"], "page boundary");
+
+    let resident = || {
+        json(&["info", "--json", space])["resident"]
+            .as_u64()
+            .unwrap()
+    };
+    ok(&["advise", space, "0", "1M", "populate_read"]);
+    assert_eq!(resident(), 1 << 20);
+    ok(&["advise", space, "0", "1M", "dontneed"]);
+    assert_eq!(resident(), 0);
+    assert_eq!(ok(&["read", space, "0", "5"]), b"hello");
+    ok(&["advise", space, "0", "4K", "remove"]);
+    assert_eq!(ok(&["read", space, "0", "5"]), [0; 5]);
+}
+
+#[test]
+#[ignore = "needs a kernel with address spaces"]
+fn seals_are_shown_and_hold() {
+    let holder = holder("seal");
+    let space = holder.space.as_str();
+    ok(&["seal", space, "unmap"]);
+    ok(&["seal", space, "map,change"]);
+    assert_eq!(
+        json(&["info", "--json", space])["seals"],
+        "map,unmap,change"
+    );
+    let pid = holder.child.id().to_string();
+    let list = String::from_utf8(ok(&["ls", "-p", &pid])).unwrap();
+    assert!(list.lines().nth(1).unwrap().contains(" muc "), "{list}");
+    let maps = String::from_utf8(ok(&["maps", space])).unwrap();
+    assert!(
+        maps.lines()
+            .next()
+            .unwrap()
+            .ends_with("seals map,unmap,change"),
+        "{maps}"
+    );
+
+    refused(
+        &["unmap", space, "0", "4K"],
+        "the space is sealed against unmap",
+    );
+    let map = ["map", space, "--anonymous", "--len", "4K"];
+    refused(&map, "the space is sealed against map");
+    refused(&["protect", space, "0", "4K", "r"], "sealed against change");
+    refused(
+        &["advise", space, "0", "4K", "cold"],
+        "sealed against change",
+    );
+    assert!(asctl(&["write", space, "0"], b"x").status.success());
+    ok(&["seal", space, "seal"]);
+    refused(&["seal", space, "map"], "sealed against seal");
 }

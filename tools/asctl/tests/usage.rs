@@ -30,7 +30,8 @@ fn refused(args: &[&str], status: i32, words: &str) {
 #[test]
 fn help_teaches() {
     for command in [
-        "exec", "ls", "maps", "info", "read", "write", "map", "unmap",
+        "exec", "ls", "maps", "info", "read", "write", "map", "unmap", "protect", "advise", "seal",
+        "view",
     ] {
         let (code, stdout, _) = asctl(&[command, "--help"]);
         assert_eq!(code, 0);
@@ -46,6 +47,24 @@ fn wrong_usage_is_2() {
     refused(&["read", "1:3", "0"], 2, "<LEN>");
     refused(&["read", "1:3", "0", "4Q"], 2, "not a number");
     refused(&["map", "1:3"], 2, "--anonymous");
+    refused(
+        &["protect", "1:3", "0", "4K", "x"],
+        2,
+        "want r, w, rw or none",
+    );
+    refused(&["advise", "1:3", "0", "4K", "x"], 2, "populate_read");
+    let known = "\"x\" is none of map, unmap, change, seal, none";
+    refused(&["seal", "1:3", "map,x"], 2, known);
+    refused(
+        &["view", "1:3", "--rights", "x", "true"],
+        2,
+        "is none of map",
+    );
+    refused(
+        &["view", "1:3", "--window", "0", "--", "true"],
+        2,
+        "2 values",
+    );
     let (code, _, stderr) = asctl(&[]);
     assert_eq!(code, 2);
     assert!(stderr.contains("Usage:"));
@@ -63,6 +82,8 @@ fn failure_is_1() {
 fn what_is_not_a_space_is_named_so() {
     // Standard input of asctl.
     refused(&["maps", "0"], 1, "not an address space");
+    refused(&["view", "0", "true"], 1, "not an address space");
+    refused(&["seal", "0", "map"], 1, "not an address space");
 }
 
 #[test]
@@ -73,7 +94,10 @@ fn ls_has_the_same_columns_in_both_forms() {
     let columns: Vec<_> = header.split_whitespace().collect();
     assert_eq!(
         columns,
-        ["PID", "COMMAND", "FD", "ID", "MAPPINGS", "MAPPED", "RESIDENT", "WINDOWS"]
+        [
+            "PID", "COMMAND", "FD", "ID", "START", "SIZE", "PROT", "RIGHTS", "SEALS", "MAPPINGS",
+            "MAPPED", "RESIDENT", "WINDOWS"
+        ]
     );
     let (code, json, _) = asctl(&["ls", "--json"]);
     assert_eq!(code, 0);

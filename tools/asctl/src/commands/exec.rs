@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0
 
+use std::ffi::OsString;
 use std::io;
 use std::os::fd::AsRawFd;
 use std::os::unix::process::CommandExt;
@@ -24,9 +25,14 @@ pub fn run(args: &Exec) -> Result<()> {
             .with_context(|| format!("{}: range {number}", args.spec.display()))?;
     }
 
-    let program = &args.command[0];
+    Err(become_command(&args.command, &space))
+}
+
+/// Executes the command, which inherits the space; returns only if it cannot.
+pub fn become_command(command: &[OsString], space: &AddressSpace) -> anyhow::Error {
+    let program = &command[0];
     let error = Command::new(program)
-        .args(&args.command[1..])
+        .args(&command[1..])
         .env("ASFD", space.as_raw_fd().to_string())
         .exec();
     // As env(1) does.
@@ -35,5 +41,5 @@ pub fn run(args: &Exec) -> Result<()> {
         _ => 126,
     };
     let message = format!("cannot run {}", program.to_string_lossy());
-    Err(anyhow::Error::new(error).context(Status(status, message)))
+    anyhow::Error::new(error).context(Status(status, message))
 }

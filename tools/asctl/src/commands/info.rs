@@ -21,7 +21,11 @@ const COLUMNS: &[Column] = &[
 ];
 
 pub fn run(args: &Info) -> Result<()> {
-    let info = args.space.open()?.info()?;
+    table(&args.space.open()?.info()?).print_row(args.json)
+}
+
+/// The properties as the only row of a table.
+pub fn table(info: &asfd::Info) -> Table {
     let mut table = Table::new(COLUMNS);
     table.push([
         json!(info.id),
@@ -36,5 +40,5 @@ pub fn run(args: &Info) -> Result<()> {
         json!(info.prot.to_string()),
         json!(info.seals.to_string()),
     ]);
-    table.print_row(args.json)
+    table
 }

@@ -38,7 +38,7 @@ fn copy(space: &AddressSpace, addr: u64, len: u64, mut out: impl Write) -> Resul
         let n = space.read_at(&mut buf[..want], at)?;
         if n == 0 {
             bail!(
-                "only {} of {len} bytes: the space ends at {at:#x}",
+                "only {} of {len} bytes: the space, or the view of it, ends at {at:#x}",
                 at - addr
             );
         }
