@@ -13,7 +13,10 @@ impl AddressSpace {
     /// Reads bytes at `offset` and returns how many.
     ///
     /// It is fewer than asked for where a hole or something unreadable follows, and 0 at the end
-    /// of the space. A hole at `offset` itself is `EIO`, something unreadable is `EACCES`.
+    /// of the space, or of the view's window. A hole at `offset` itself is `EIO`; something
+    /// unreadable is `EACCES`, and so is everything through a view without [`Prot::READ`].
+    ///
+    /// [`Prot::READ`]: crate::Prot::READ
     ///
     /// ```no_run
     /// # use asfd::{AddressSpace, CreateFlags};
@@ -56,7 +59,10 @@ impl AddressSpace {
     /// Writes bytes at `offset` and returns how many.
     ///
     /// It is fewer than given where a hole or something unwritable follows. A hole at `offset`
-    /// itself is `EIO`, something unwritable is `EACCES`.
+    /// itself is `EIO`; something unwritable is `EACCES`, and so is everything through a view
+    /// without [`Prot::WRITE`]. The end of the space, or of the view's window, is `ENOSPC`.
+    ///
+    /// [`Prot::WRITE`]: crate::Prot::WRITE
     ///
     /// ```no_run
     /// # use asfd::{AddressSpace, CreateFlags, Mapping, Prot};
@@ -116,8 +122,8 @@ impl AddressSpace {
         self.seek(SeekFrom::Data(offset), "mapping", offset)
     }
 
-    /// The first byte at or after `offset` that is not mapped: the end of the space at the
-    /// latest; `None` if `offset` lies past that.
+    /// The first byte at or after `offset` that is not mapped: the end of the space, or of the
+    /// view's window, at the latest; `None` if `offset` lies past that.
     pub fn seek_hole(&self, offset: u64) -> Result<Option<u64>> {
         self.seek(SeekFrom::Hole(offset), "hole", offset)
     }

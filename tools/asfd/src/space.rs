@@ -71,6 +71,7 @@ impl AddressSpace {
     /// | `EEXIST` | [`Mapping::at`], and something is there |
     /// | `ENOMEM` | out of memory, mappings or addresses; past the end of the space |
     /// | `EOVERFLOW` | offset and length pass what the file can address |
+    /// | `ERANGE` | outside the window of this view |
     ///
     /// A mapping that fails changes nothing.
     pub fn map(&self, mapping: &Mapping<'_>) -> Result<u64> {
