@@ -36,7 +36,7 @@ use std::time::Duration;
 use anyhow::Result;
 use clap::Parser;
 
-use wire::Channel;
+use wire::{Channel, Gone};
 
 /// Devices in processes of their own, behind an IOMMU made of address spaces
 ///
@@ -69,6 +69,8 @@ fn main() -> ExitCode {
     };
     match run(&cli) {
         Ok(()) => ExitCode::SUCCESS,
+        // The VMM has ended, in the midst of something: it says why, and so ends the device.
+        Err(error) if cli.serve && error.is::<Gone>() => ExitCode::SUCCESS,
         Err(error) => {
             let _ = std::io::stdout().flush();
             eprintln!("{name}: {error:#}");

@@ -3,6 +3,7 @@
 //! The messages between the VMM and a device process: JSON over a UNIX socket, a view along with
 //! the one that needs it.
 
+use std::fmt;
 use std::io::{IoSlice, IoSliceMut};
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
 
@@ -57,6 +58,18 @@ pub enum Reply {
 /// One end of the socket.
 pub struct Channel(OwnedFd);
 
+/// The other process has ended, or has closed its socket.
+#[derive(Debug)]
+pub struct Gone;
+
+impl fmt::Display for Gone {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("the other process is gone")
+    }
+}
+
+impl std::error::Error for Gone {}
+
 /// No message is longer.
 const LONGEST: usize = 4096;
 
@@ -91,8 +104,7 @@ impl Channel {
         let rights = [ControlMessage::ScmRights(fds.as_slice())];
         let control = if fds.is_some() { &rights[..] } else { &[] };
         let (fd, flags) = (self.0.as_raw_fd(), MsgFlags::MSG_NOSIGNAL);
-        sendmsg::<()>(fd, &[IoSlice::new(&text)], control, flags, None)
-            .context("the other process is gone")?;
+        sendmsg::<()>(fd, &[IoSlice::new(&text)], control, flags, None).context(Gone)?;
         Ok(())
     }
 
@@ -111,9 +123,9 @@ impl Channel {
         let mut text = [0; LONGEST];
         match self.receive_bytes(&mut text, MsgFlags::MSG_DONTWAIT) {
             Err(Errno::EAGAIN) => Ok(None),
-            Ok((0, _)) => anyhow::bail!("the other process is gone"),
+            Ok((0, _)) => Err(Gone.into()),
             Ok((n, _)) => Ok(Some(serde_json::from_slice(&text[..n])?)),
-            Err(errno) => Err(errno).context("the other process is gone"),
+            Err(errno) => Err(errno).context(Gone),
         }
     }
 
