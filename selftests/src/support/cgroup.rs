@@ -5,6 +5,7 @@
 use std::fs;
 use std::path::PathBuf;
 
+use super::Space;
 use crate::harness::skip;
 
 const ROOT: &str = "/sys/fs/cgroup";
@@ -46,6 +47,15 @@ impl Cgroup {
         fs::write(format!("{ROOT}/cgroup.procs"), "0").expect("cgroup.procs");
     }
 
+    /// A space that is charged to it, as whoever makes one is charged for good. The caller is at
+    /// the root afterwards.
+    pub fn space(&self) -> Space {
+        self.enter();
+        let space = Space::new();
+        Cgroup::leave();
+        space
+    }
+
     pub fn set(&self, file: &str, value: &str) {
         let path = self.0.join(file);
         fs::write(&path, value).unwrap_or_else(|e| panic!("{path:?}: {e}"));
@@ -67,11 +77,21 @@ impl Cgroup {
 
     /// A count of memory.events.
     pub fn event(&self, name: &str) -> u64 {
-        let text = fs::read_to_string(self.0.join("memory.events")).expect("memory.events");
+        self.number("memory.events", name)
+    }
+
+    /// A figure of memory.stat.
+    pub fn stat(&self, name: &str) -> u64 {
+        self.number("memory.stat", name)
+    }
+
+    fn number(&self, file: &str, name: &str) -> u64 {
+        let text = fs::read_to_string(self.0.join(file)).unwrap_or_else(|e| panic!("{file}: {e}"));
         let line = text
             .lines()
             .find_map(|l| l.strip_prefix(name)?.strip_prefix(' '));
-        line.expect("an event of that name").parse().unwrap()
+        let line = line.unwrap_or_else(|| panic!("no {name} in {file}"));
+        line.parse().expect("a number")
     }
 
     /// Removes it, which works as soon as no process is in it.

@@ -120,6 +120,7 @@ impl Mapping {
     }
 }
 
+#[derive(Debug)]
 pub struct Space(OwnedFd);
 
 impl AsRawFd for Space {

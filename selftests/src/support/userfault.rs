@@ -65,7 +65,19 @@ impl MissingPage {
 
     /// Puts it there, full of `byte`; who waits goes on.
     pub fn provide(&self, byte: u8) {
-        let bytes = [byte; PAGE as usize];
+        self.provide_page(&[byte; PAGE as usize]);
+    }
+
+    /// The same with a struct at its start and zeros behind.
+    pub fn provide_struct<T: Copy>(&self, value: T) {
+        let mut bytes = [0; PAGE as usize];
+        assert!(size_of::<T>() <= bytes.len());
+        // SAFETY: The buffer is larger, and any bytes will do for it.
+        unsafe { bytes.as_mut_ptr().cast::<T>().write_unaligned(value) };
+        self.provide_page(&bytes);
+    }
+
+    fn provide_page(&self, bytes: &[u8; PAGE as usize]) {
         self.ioctl(
             UFFDIO_COPY,
             &mut [self.addr as u64, bytes.as_ptr() as u64, PAGE, 0, 0],
