@@ -5,7 +5,11 @@
 //! Runs as root on a kernel with `CONFIG_ADDRESS_SPACE_FD` and prints KTAP. Each test is a
 //! process of its own: one that crashes or hangs fails alone.
 
+mod advise;
+mod bad_changes;
+mod ceilings;
 mod create;
+mod doors;
 mod fixed;
 mod harness;
 mod io;
@@ -22,9 +26,13 @@ mod memcg;
 mod mmap_args;
 mod model;
 mod munmap;
+mod protect;
 mod query;
 mod races;
+mod seal_races;
+mod shrink;
 mod support;
+mod travels;
 
 fn main() -> std::process::ExitCode {
     harness::main(&[
@@ -36,6 +44,14 @@ fn main() -> std::process::ExitCode {
         io::TESTS,
         query::TESTS,
         life::TESTS,
+        doors::TESTS,
+        ceilings::TESTS,
+        bad_changes::TESTS,
+        shrink::TESTS,
+        travels::TESTS,
+        protect::TESTS,
+        advise::TESTS,
+        seal_races::TESTS,
         memcg::TESTS,
         kvm_api::TESTS,
         kvm::TESTS,

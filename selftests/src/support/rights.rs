@@ -137,18 +137,23 @@ impl Space {
     #[track_caller]
     pub fn field(&self, name: &str) -> String {
         let text = self.fdinfo();
-        let line = text
-            .lines()
-            .find_map(|l| l.strip_prefix(name)?.strip_prefix(":\t"));
-        line.unwrap_or_else(|| panic!("no {name} in {text}")).into()
+        let found = lines_of(&text, name).next();
+        found
+            .unwrap_or_else(|| panic!("no {name} in {text}"))
+            .into()
     }
 
     /// The mappings as fdinfo lists them.
     pub fn map_lines(&self) -> Vec<String> {
         let text = self.fdinfo();
-        let lines = text.lines().filter_map(|l| l.strip_prefix("as_map:\t"));
-        lines.map(Into::into).collect()
+        lines_of(&text, "as_map").map(Into::into).collect()
     }
+}
+
+/// What the lines of that name say in the text of fdinfo.
+pub fn lines_of<'a>(text: &'a str, name: &'a str) -> impl Iterator<Item = &'a str> {
+    let lines = text.lines();
+    lines.filter_map(move |line| line.strip_prefix(name)?.strip_prefix(":\t"))
 }
 
 /// What of `mappings` a window of `len` bytes at `start` shows, and where.

@@ -50,9 +50,14 @@ impl Snapshot {
     /// What differs, for a message.
     pub fn differs(&self, other: &Snapshot) -> Option<String> {
         if self.mappings != other.mappings {
+            let only = |of: &[Mapping], not_of: &[Mapping]| -> Vec<Mapping> {
+                let lacking = of.iter().filter(|m| !not_of.contains(m));
+                lacking.cloned().collect()
+            };
             return Some(format!(
                 "mappings {:x?} became {:x?}",
-                self.mappings, other.mappings
+                only(&self.mappings, &other.mappings),
+                only(&other.mappings, &self.mappings)
             ));
         }
         if self.counts != other.counts {
