@@ -4,7 +4,6 @@
 
 use std::fs::File;
 use std::os::fd::AsRawFd;
-use std::process::Command;
 use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering::Relaxed};
 use std::time::Duration;
 
@@ -14,6 +13,7 @@ use crate::note;
 use crate::support::cgroup::Cgroup;
 use crate::support::files::{self, drop_caches, Ext4, TempFile};
 use crate::support::guest::{place_code, plain_code, window, Args, Exit, Kicker, Routine, Vm};
+use crate::support::swap::Swap;
 use crate::support::system::RaiseAtEnd;
 use crate::support::{Map, Space, PAGE};
 
@@ -83,26 +83,6 @@ impl Victims {
     }
 }
 
-/// Swap on a RAM disk, so that anonymous memory and memfds can be paged out.
-struct Swap(&'static str);
-
-impl Swap {
-    fn on() -> Option<Swap> {
-        let disk = "/dev/ram0";
-        let run = |program: &str| {
-            let output = Command::new(program).arg(disk).output();
-            output.is_ok_and(|output| output.status.success())
-        };
-        (run("mkswap") && run("swapon")).then_some(Swap(disk))
-    }
-}
-
-impl Drop for Swap {
-    fn drop(&mut self) {
-        let _ = Command::new("swapoff").arg(self.0).output();
-    }
-}
-
 #[derive(Default, Debug)]
 struct Meetings {
     walks: AtomicU64,
@@ -126,7 +106,7 @@ fn rounds() -> u32 {
 
 fn closes_under_a_running_guest() {
     let rounds = rounds();
-    let swap = Swap::on();
+    let swap = Swap::on(1);
     let ext4 = Ext4::mount();
     note!("swap: {}, ext4: {:?}", swap.is_some(), ext4.as_ref().err());
     let cgroup = Cgroup::new("close-stress");

@@ -3,19 +3,15 @@
 //! Whose memory it is: that of the cgroup in which the space was created, whoever touches it
 //! and whatever became of the creator.
 
-use std::os::fd::OwnedFd;
 use std::thread::scope;
 
 use libc::{MAP_NORESERVE, MAP_POPULATE};
-use nix::sys::signal::{kill, Signal};
-use nix::sys::wait::{waitpid, WaitPidFlag, WaitStatus};
-use nix::unistd::Pid;
 
-use crate::support::cgroup::Cgroup;
+use crate::support::cgroup::{assert_near, Bystander, Cgroup};
 use crate::support::files;
 use crate::support::guest::{place_code, window, Exit, Vm};
-use crate::support::process::{receive_fd, send_fd, sockets, Child};
-use crate::support::system::{counter, eventually};
+use crate::support::process::Child;
+use crate::support::system::eventually;
 use crate::support::{Errno, Map, Space, PAGE};
 
 crate::suite![
@@ -33,18 +29,6 @@ crate::suite![
 
 const MIB: u64 = 1 << 20;
 
-/// A space created by a process in `cgroup` that has exited since.
-fn created_in(cgroup: &Cgroup) -> Space {
-    let (ours, theirs) = sockets();
-    let child = Child::spawn(|| {
-        cgroup.enter();
-        send_fd(&theirs, &Space::new());
-    });
-    let fd: OwnedFd = receive_fd(&ours);
-    child.succeed();
-    Space::from(fd)
-}
-
 /// Writes a byte to each page of the range, and says how far it came.
 fn touch(space: &Space, start: u64, len: u64) -> Result<(), (u64, Errno)> {
     for addr in (start..start + len).step_by(PAGE as usize) {
@@ -53,19 +37,9 @@ fn touch(space: &Space, start: u64, len: u64) -> Result<(), (u64, Errno)> {
     Ok(())
 }
 
-#[track_caller]
-fn assert_near(charged: u64, expected: u64) {
-    // Page tables and other small things are charged, too.
-    let room = expected / 8 + MIB;
-    assert!(
-        charged.abs_diff(expected) < room,
-        "{charged} bytes charged, about {expected} expected"
-    );
-}
-
 fn charged_to_the_creator() {
     let cgroup = Cgroup::new("creator");
-    let space = created_in(&cgroup);
+    let space = cgroup.create_space();
     space.must_map(Map::anon(0, 64 * MIB).with(MAP_NORESERVE));
     assert_near(cgroup.charged(), 0);
     touch(&space, 0, 16 * MIB).expect("pwrite");
@@ -83,7 +57,7 @@ fn charged_to_the_creator() {
 /// Pages of a memfd that come into being through the space, as for a process that maps it.
 fn files_too() {
     let cgroup = Cgroup::new("files");
-    let space = created_in(&cgroup);
+    let space = cgroup.create_space();
     let file = files::memfd(16 * MIB);
     space.must_map(Map::file(&file, 0, 16 * MIB));
     touch(&space, 0, 8 * MIB).expect("pwrite");
@@ -95,7 +69,7 @@ fn files_too() {
 
 fn a_guest_too() {
     let cgroup = Cgroup::new("guest");
-    let space = created_in(&cgroup);
+    let space = cgroup.create_space();
     place_code(&space, 0);
     space.must_map(Map::anon(MIB, 16 * MIB));
     let vm = Vm::new();
@@ -110,7 +84,7 @@ fn a_guest_too() {
 /// A process with little memory of its own fills the space of one with much.
 fn not_to_whoever_writes() {
     let (rich, poor) = (Cgroup::new("rich"), Cgroup::new("poor"));
-    let space = created_in(&rich);
+    let space = rich.create_space();
     space.must_map(Map::anon(0, 32 * MIB));
     poor.set("memory.max", "8M");
     let writer = Child::spawn(|| {
@@ -137,53 +111,9 @@ fn stays_when_the_creator_moves() {
     child.succeed();
 }
 
-/// A process that lives in the cgroup and has done nothing: at the limit what a space asks for
-/// is refused, and nobody is killed for it.
-struct Bystander {
-    child: Child,
-    killed_before: u64,
-}
-
-impl Bystander {
-    fn in_cgroup(cgroup: &Cgroup) -> Bystander {
-        let (ours, theirs) = sockets();
-        let child = Child::spawn(|| {
-            cgroup.enter();
-            // Some memory, so that it is worth killing.
-            let memory = vec![1u8; 2 << 20];
-            nix::unistd::write(&theirs, &memory[..1]).expect("write");
-            loop {
-                std::thread::park();
-            }
-        });
-        nix::unistd::read(&ours, &mut [0]).expect("read");
-        Bystander {
-            child,
-            killed_before: killed(),
-        }
-    }
-
-    fn must_live(self) {
-        let pid = Pid::from_raw(self.child.pid());
-        let state = waitpid(pid, Some(WaitPidFlag::WNOHANG));
-        assert_eq!(state, Ok(WaitStatus::StillAlive), "the bystander");
-        assert_eq!(
-            killed(),
-            self.killed_before,
-            "processes killed on this machine"
-        );
-        kill(pid, Signal::SIGKILL).expect("kill");
-        self.child.wait();
-    }
-}
-
-fn killed() -> u64 {
-    counter("/proc/vmstat", "oom_kill")
-}
-
 fn limit_holds() {
     let cgroup = Cgroup::new("limit");
-    let space = created_in(&cgroup);
+    let space = cgroup.create_space();
     cgroup.set("memory.max", "16M");
     let bystander = Bystander::in_cgroup(&cgroup);
     // Two mappings: to unmap one of them takes no memory.
@@ -209,7 +139,7 @@ fn limit_holds() {
 
 fn limit_holds_for_populate() {
     let cgroup = Cgroup::new("populate");
-    let space = created_in(&cgroup);
+    let space = cgroup.create_space();
     cgroup.set("memory.max", "16M");
     let bystander = Bystander::in_cgroup(&cgroup);
     // As in mmap(2) the mapping is made, and populated as far as it goes.
@@ -225,7 +155,7 @@ fn limit_holds_for_populate() {
 
 fn limit_holds_for_a_guest() {
     let cgroup = Cgroup::new("kvm-limit");
-    let space = created_in(&cgroup);
+    let space = cgroup.create_space();
     place_code(&space, 0);
     space.must_map(Map::anon(MIB, 63 * MIB).with(MAP_NORESERVE));
     cgroup.set("memory.max", "16M");
@@ -249,7 +179,7 @@ fn limit_holds_for_a_guest() {
 fn removed_cgroup() {
     let parent = Cgroup::new("parent");
     let child = parent.child("child");
-    let space = created_in(&child);
+    let space = child.create_space();
     space.must_map(Map::anon(0, 64 * MIB).with(MAP_NORESERVE));
     touch(&space, 0, 8 * MIB).expect("pwrite");
     assert_near(child.charged(), 8 * MIB);
@@ -270,7 +200,7 @@ fn removed_cgroup() {
 fn creators_that_exited() {
     for _ in 0..4 {
         let cgroup = Cgroup::new("gone");
-        let spaces: Vec<Space> = (0..8).map(|_| created_in(&cgroup)).collect();
+        let spaces: Vec<Space> = (0..8).map(|_| cgroup.create_space()).collect();
         cgroup.remove();
         // New tasks in the memory of the old ones.
         (0..16).for_each(|_| Child::spawn(|| ()).succeed());

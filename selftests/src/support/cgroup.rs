@@ -5,6 +5,12 @@
 use std::fs;
 use std::path::PathBuf;
 
+use nix::sys::signal::{kill, Signal};
+use nix::sys::wait::{waitpid, WaitPidFlag, WaitStatus};
+use nix::unistd::Pid;
+
+use super::process::{receive_fd, send_fd, sockets, Child};
+use super::system::counter;
 use super::Space;
 use crate::harness::skip;
 
@@ -66,6 +72,18 @@ impl Cgroup {
         fs::write(self.0.join(file), value).is_ok()
     }
 
+    /// A space created by a process in this cgroup that has exited since.
+    pub fn create_space(&self) -> Space {
+        let (ours, theirs) = sockets();
+        let child = Child::spawn(|| {
+            self.enter();
+            send_fd(&theirs, &Space::new());
+        });
+        let fd = receive_fd(&ours);
+        child.succeed();
+        Space::from(fd)
+    }
+
     /// Bytes charged now.
     pub fn charged(&self) -> u64 {
         fs::read_to_string(self.0.join("memory.current"))
@@ -108,4 +126,58 @@ impl Drop for Cgroup {
     fn drop(&mut self) {
         let _ = fs::remove_dir(&self.0);
     }
+}
+
+#[track_caller]
+pub fn assert_near(charged: u64, expected: u64) {
+    // Page tables and other small things are charged, too.
+    let room = expected / 8 + (1 << 20);
+    assert!(
+        charged.abs_diff(expected) < room,
+        "{charged} bytes charged, about {expected} expected"
+    );
+}
+
+/// A process that lives in the cgroup and has done nothing: at the limit what a space asks for
+/// is refused, and nobody is killed for it.
+pub struct Bystander {
+    child: Child,
+    killed_before: u64,
+}
+
+impl Bystander {
+    pub fn in_cgroup(cgroup: &Cgroup) -> Bystander {
+        let (ours, theirs) = sockets();
+        let child = Child::spawn(|| {
+            cgroup.enter();
+            // Some memory, so that it is worth killing.
+            let memory = vec![1u8; 2 << 20];
+            nix::unistd::write(&theirs, &memory[..1]).expect("write");
+            loop {
+                std::thread::park();
+            }
+        });
+        nix::unistd::read(&ours, &mut [0]).expect("read");
+        Bystander {
+            child,
+            killed_before: killed(),
+        }
+    }
+
+    pub fn must_live(self) {
+        let pid = Pid::from_raw(self.child.pid());
+        let state = waitpid(pid, Some(WaitPidFlag::WNOHANG));
+        assert_eq!(state, Ok(WaitStatus::StillAlive), "the bystander");
+        assert_eq!(
+            killed(),
+            self.killed_before,
+            "processes killed on this machine"
+        );
+        kill(pid, Signal::SIGKILL).expect("kill");
+        self.child.wait();
+    }
+}
+
+fn killed() -> u64 {
+    counter("/proc/vmstat", "oom_kill")
 }

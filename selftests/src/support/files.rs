@@ -147,6 +147,33 @@ impl Ext4 {
     }
 }
 
+/// A tmpfs of its own, unmounted at the end.
+pub struct Tmpfs(String);
+
+impl Tmpfs {
+    /// What is wrong, if it cannot be had with such options.
+    pub fn mount(options: &str) -> std::result::Result<Tmpfs, String> {
+        static NEXT: AtomicU32 = AtomicU32::new(0);
+        let number = NEXT.fetch_add(1, Ordering::Relaxed);
+        let base = format!("/tmp/tmpfs-{}-{number}", std::process::id());
+        std::fs::create_dir(&base).expect("mkdir");
+        let tmpfs = Tmpfs(base);
+        run(Command::new("mount").args(["-t", "tmpfs", "-o", options, "tmpfs", tmpfs.path()]))?;
+        Ok(tmpfs)
+    }
+
+    pub fn path(&self) -> &str {
+        &self.0
+    }
+}
+
+impl Drop for Tmpfs {
+    fn drop(&mut self) {
+        let _ = run(Command::new("umount").arg(&self.0));
+        let _ = std::fs::remove_dir(&self.0);
+    }
+}
+
 /// What the command printed, or what it complained about.
 fn run(command: &mut Command) -> std::result::Result<String, String> {
     let name = command.get_program().to_string_lossy().into_owned();

@@ -11,6 +11,7 @@ pub mod process;
 pub mod rights;
 pub mod snapshot;
 pub mod space;
+pub mod swap;
 pub mod system;
 pub mod userfault;
 
