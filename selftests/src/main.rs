@@ -23,6 +23,9 @@ mod kvm_life;
 mod kvm_running;
 mod life;
 mod memcg;
+mod mirror;
+mod mirror_kinds;
+mod mirror_live;
 mod mmap_args;
 mod model;
 mod munmap;
@@ -59,6 +62,9 @@ fn main() -> std::process::ExitCode {
         kvm_running::TESTS,
         kvm_life::TESTS,
         kvm_deputy::TESTS,
+        mirror::TESTS,
+        mirror_live::TESTS,
+        mirror_kinds::TESTS,
         races::TESTS,
         model::TESTS,
         kvm_close_stress::TESTS,

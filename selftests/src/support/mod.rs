@@ -7,6 +7,8 @@ pub mod faults;
 pub mod files;
 pub mod guest;
 pub mod mapped;
+pub mod mirror;
+pub mod probe;
 pub mod process;
 pub mod rights;
 pub mod snapshot;
