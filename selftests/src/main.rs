@@ -24,6 +24,7 @@ mod kvm_running;
 mod life;
 mod memcg;
 mod mirror;
+mod mirror_dirty;
 mod mirror_kinds;
 mod mirror_live;
 mod mmap_args;
@@ -65,6 +66,7 @@ fn main() -> std::process::ExitCode {
         mirror::TESTS,
         mirror_live::TESTS,
         mirror_kinds::TESTS,
+        mirror_dirty::TESTS,
         races::TESTS,
         model::TESTS,
         kvm_close_stress::TESTS,
