@@ -25,8 +25,11 @@ mod life;
 mod memcg;
 mod mirror;
 mod mirror_dirty;
+mod mirror_faults;
+mod mirror_huge;
 mod mirror_kinds;
 mod mirror_live;
+mod mirror_memcg;
 mod mmap_args;
 mod model;
 mod munmap;
@@ -67,6 +70,9 @@ fn main() -> std::process::ExitCode {
         mirror_live::TESTS,
         mirror_kinds::TESTS,
         mirror_dirty::TESTS,
+        mirror_huge::TESTS,
+        mirror_faults::TESTS,
+        mirror_memcg::TESTS,
         races::TESTS,
         model::TESTS,
         kvm_close_stress::TESTS,
