@@ -26,10 +26,15 @@ mod memcg;
 mod mirror;
 mod mirror_dirty;
 mod mirror_faults;
+mod mirror_guest;
 mod mirror_huge;
+mod mirror_io;
 mod mirror_kinds;
 mod mirror_live;
 mod mirror_memcg;
+mod mirror_readonly;
+mod mirror_remote;
+mod mirror_use;
 mod mmap_args;
 mod model;
 mod munmap;
@@ -73,6 +78,11 @@ fn main() -> std::process::ExitCode {
         mirror_huge::TESTS,
         mirror_faults::TESTS,
         mirror_memcg::TESTS,
+        mirror_io::TESTS,
+        mirror_remote::TESTS,
+        mirror_guest::TESTS,
+        mirror_use::TESTS,
+        mirror_readonly::TESTS,
         races::TESTS,
         model::TESTS,
         kvm_close_stress::TESTS,

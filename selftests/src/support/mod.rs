@@ -10,11 +10,13 @@ pub mod mapped;
 pub mod mirror;
 pub mod probe;
 pub mod process;
+pub mod remote;
 pub mod rights;
 pub mod snapshot;
 pub mod space;
 pub mod swap;
 pub mod system;
+pub mod uring;
 pub mod userfault;
 
 pub use nix::errno::Errno;

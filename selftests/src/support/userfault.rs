@@ -5,14 +5,16 @@
 
 use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
 
-use super::{Errno, PAGE};
+use super::{Errno, Result, PAGE};
 use crate::harness::skip;
 
 const UFFDIO_API: libc::Ioctl = 0xc018_aa3f;
 const UFFDIO_REGISTER: libc::Ioctl = 0xc020_aa00;
 const UFFDIO_COPY: libc::Ioctl = 0xc028_aa03;
 const API: u64 = 0xaa;
-const MODE_MISSING: u64 = 1;
+pub const MODE_MISSING: u64 = 1;
+pub const MODE_WP: u64 = 2;
+pub const MODE_MINOR: u64 = 4;
 
 pub struct MissingPage {
     fd: OwnedFd,
@@ -21,6 +23,23 @@ pub struct MissingPage {
 
 // SAFETY: The page stays mapped for good, and is only handed to the kernel.
 unsafe impl Sync for MissingPage {}
+
+/// Whether a range of this process's memory could be given to a userfaultfd.
+pub fn can_register(addr: u64, len: u64, mode: u64) -> Result<()> {
+    // SAFETY: A new descriptor, closed at once; each request is passed an array of the size of its
+    // struct.
+    unsafe {
+        let fd = libc::syscall(libc::SYS_userfaultfd, libc::O_CLOEXEC) as i32;
+        if fd < 0 {
+            skip(&format!("userfaultfd: {}", Errno::last()));
+        }
+        let fd = OwnedFd::from_raw_fd(fd);
+        let api = libc::ioctl(fd.as_raw_fd(), UFFDIO_API, &mut [API, 0, 0]);
+        assert_eq!(api, 0, "UFFDIO_API: {}", Errno::last());
+        let mut range = [addr, len, mode, 0];
+        Errno::result(libc::ioctl(fd.as_raw_fd(), UFFDIO_REGISTER, &mut range)).map(drop)
+    }
+}
 
 impl MissingPage {
     pub fn new() -> MissingPage {
