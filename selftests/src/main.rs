@@ -26,6 +26,7 @@ mod memcg;
 mod mirror;
 mod mirror_dirty;
 mod mirror_faults;
+mod mirror_fuse;
 mod mirror_guest;
 mod mirror_huge;
 mod mirror_io;
@@ -83,6 +84,7 @@ fn main() -> std::process::ExitCode {
         mirror_guest::TESTS,
         mirror_use::TESTS,
         mirror_readonly::TESTS,
+        mirror_fuse::TESTS,
         races::TESTS,
         model::TESTS,
         kvm_close_stress::TESTS,

@@ -5,6 +5,7 @@
 pub mod cgroup;
 pub mod faults;
 pub mod files;
+pub mod fuse;
 pub mod guest;
 pub mod mapped;
 pub mod mirror;
