@@ -48,7 +48,8 @@ Runs the tests whose names begin with a PREFIX, all without one, and prints KTAP
   --list         print the names only
   --skip PREFIX  leave out the tests whose names begin with PREFIX
 The status is 0 when every test passed or was skipped, 1 when one failed, 2 on wrong usage.
-SELFTESTS_ROUNDS sets the rounds of kvm_close_stress (500).";
+SELFTESTS_ROUNDS sets the rounds of kvm_close_stress (500), and how long the
+model and the races of mirrors run, in proportion to that.";
 
 const SKIPPED: i32 = 4;
 

@@ -14,7 +14,7 @@ use crate::support::cgroup::Cgroup;
 use crate::support::files::{self, drop_caches, Ext4, TempFile};
 use crate::support::guest::{place_code, plain_code, window, Args, Exit, Kicker, Routine, Vm};
 use crate::support::swap::Swap;
-use crate::support::system::RaiseAtEnd;
+use crate::support::system::{rounds, RaiseAtEnd};
 use crate::support::{Map, Space, PAGE};
 
 crate::suite![closes_under_a_running_guest(1500)];
@@ -97,15 +97,8 @@ struct Meetings {
     closed_while_walking: AtomicU64,
 }
 
-fn rounds() -> u32 {
-    match std::env::var("SELFTESTS_ROUNDS") {
-        Ok(text) => text.parse().expect("SELFTESTS_ROUNDS is a number"),
-        Err(_) => 500,
-    }
-}
-
 fn closes_under_a_running_guest() {
-    let rounds = rounds();
+    let rounds = rounds() as u32;
     let swap = Swap::on(1);
     let ext4 = Ext4::mount();
     note!("swap: {}, ext4: {:?}", swap.is_some(), ext4.as_ref().err());

@@ -7,13 +7,13 @@ use std::fs::File;
 use std::os::fd::{AsRawFd, RawFd};
 use std::os::unix::fs::FileExt;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
-use crate::note;
 use crate::support::files;
-use crate::support::guest::{plain_code, window, Args, Exit, Kicker, OwnMemory, Routine, Vcpu, Vm};
+use crate::support::guest::{plain_code, window, Exit, OwnMemory, Vm};
+use crate::support::meeting::{add, repeat, run_out};
 use crate::support::space::map_into;
-use crate::support::system::RaiseAtEnd;
+use crate::support::uniform::{all_uniform, edit_files, mmio, uniform, walk, Walk, PAGES, WORD};
 use crate::support::userfault::MissingPage;
 use crate::support::{Errno, Map, Space, PAGE};
 
@@ -32,7 +32,6 @@ crate::suite![
 
 /// How long threads meet each other; with a minimum of meetings besides.
 const TIME: Duration = Duration::from_secs(8);
-const PAGES: u64 = 16;
 
 /// Files whose page `n` holds only the byte `first + n`.
 fn tagged() -> [File; 3] {
@@ -55,29 +54,6 @@ fn intact(files: &[File; 3]) {
     }
 }
 
-/// Files that hold one and the same byte everywhere.
-fn uniform() -> [File; 3] {
-    [(); 3].map(|()| {
-        let file = files::memfd(PAGES * PAGE);
-        file.write_all_at(&[0x77; (PAGES * PAGE) as usize], 0)
-            .expect("write");
-        file
-    })
-}
-
-/// That they still do.
-#[track_caller]
-fn all_uniform(files: &[File; 3]) {
-    for file in files {
-        let mut bytes = vec![0; (PAGES * PAGE) as usize];
-        file.read_exact_at(&mut bytes, 0).expect("read");
-        assert!(
-            bytes.iter().all(|byte| *byte == 0x77),
-            "a page was written that was not there"
-        );
-    }
-}
-
 /// One random edit within the first `PAGES` pages. Page `n` of a space only ever shows page `n`
 /// of a file, or zeros.
 fn edit(space: &Space, files: &[File; 3], random: &mut fastrand::Rng) {
@@ -94,46 +70,6 @@ fn edit(space: &Space, files: &[File; 3], random: &mut fastrand::Rng) {
         _ => space.map(file(random.usize(0..3)).replace()),
     };
     assert!(matches!(result, Ok(_) | Err(Errno::EEXIST)), "{result:?}");
-}
-
-/// Runs until the time is over and each counter has reached its minimum.
-fn run_out(stop: &AtomicBool, meetings: &[(&str, &AtomicU64, u64)]) {
-    let _end = RaiseAtEnd(stop);
-    let started = Instant::now();
-    let enough = || {
-        meetings
-            .iter()
-            .all(|(_, count, least)| count.load(Relaxed) >= *least)
-    };
-    while started.elapsed() < TIME || !enough() {
-        assert!(!stop.load(Relaxed), "a thread failed");
-        assert!(
-            started.elapsed() < 12 * TIME,
-            "too few meetings: {meetings:?}"
-        );
-        std::thread::sleep(Duration::from_millis(10));
-    }
-    note!("{meetings:?}");
-}
-
-/// Repeats `action` until told to stop, and stops all others when it fails.
-fn repeat(stop: &AtomicBool, mut action: impl FnMut()) {
-    struct Failed<'a>(&'a AtomicBool);
-    impl Drop for Failed<'_> {
-        fn drop(&mut self) {
-            if std::thread::panicking() {
-                self.0.store(true, Relaxed);
-            }
-        }
-    }
-    let _failed = Failed(stop);
-    while !stop.load(Relaxed) {
-        action();
-    }
-}
-
-fn add(counter: &AtomicU64, condition: bool) {
-    counter.fetch_add(condition.into(), Relaxed);
 }
 
 fn edits_against_bytes() {
@@ -176,7 +112,7 @@ fn edits_against_bytes() {
             ("short reads", &short, 20),
             ("refused reads", &refused, 100),
         ];
-        run_out(&stop, &least);
+        run_out(TIME, &stop, &least);
     });
     intact(&files);
 }
@@ -220,7 +156,7 @@ fn edits_against_writes() {
             ("short writes", &short, 20),
             ("refused writes", &refused, 20),
         ];
-        run_out(&stop, &least);
+        run_out(TIME, &stop, &least);
     });
     all_uniform(&files);
 }
@@ -262,6 +198,7 @@ fn unmapping_stops_writers() {
             });
         });
         run_out(
+            TIME,
             &stop,
             &[("writes", &writes, 1000), ("rounds", &rounds, 200)],
         );
@@ -344,7 +281,11 @@ fn edits_against_edits() {
                 add(&queries, true);
             });
         });
-        run_out(&stop, &[("edits", &edits, 1000), ("queries", &queries, 50)]);
+        run_out(
+            TIME,
+            &stop,
+            &[("edits", &edits, 1000), ("queries", &queries, 50)],
+        );
     });
     let mapped: u64 = space.mappings().iter().map(|m| m.end - m.start).sum();
     assert_eq!(space.info().mapped_bytes, mapped);
@@ -357,43 +298,7 @@ fn edits_against_edits() {
     intact(&files);
 }
 
-/// What a walking guest met.
-#[derive(Default, Debug)]
-struct Walk {
-    turns: AtomicU64,
-    holes: AtomicU64,
-}
-
 const BASE: u64 = 1 << 20;
-
-/// Walks the pages of the window at `BASE`, answering holes, until told to stop. A walk copies
-/// within a page what the page is full of, so that it changes nothing: unless it writes a page
-/// that is no longer there.
-fn walk(mut vcpu: Vcpu, stop: &AtomicBool, met: &Walk) {
-    let _kicker = Kicker::after(Duration::from_millis(20));
-    let args = Args {
-        ebx: BASE as u32,
-        ecx: (PAGES * PAGE) as u32,
-        ..Default::default()
-    };
-    let mut exit = vcpu.call(Routine::Walk, args);
-    let mut before = 0;
-    repeat(stop, || {
-        match &exit {
-            Exit::Kicked => {}
-            Exit::MmioRead { addr, len: 4 } | Exit::MmioWrite { addr, .. } => {
-                assert!((BASE..BASE + PAGES * PAGE).contains(addr), "{exit:x?}");
-                add(&met.holes, true);
-            }
-            other => panic!("{other:x?}"),
-        }
-        exit = vcpu.resume();
-        let turn = vcpu.edx();
-        met.turns
-            .fetch_add(turn.wrapping_sub(before).into(), Relaxed);
-        before = turn;
-    });
-}
 
 /// A load that met a hole may be followed by a store that meets memory: the guest is given the
 /// word that every page there may hold.
@@ -404,10 +309,10 @@ fn edits_against_a_guest() {
     vm.must_map(window(1, BASE, PAGES * PAGE, &space, 0));
     let files = uniform();
     let mut vcpu = vm.vcpu(0);
-    vcpu.answer = 0x7777_7777;
+    vcpu.answer = WORD;
     let (edits, met) = (AtomicU64::new(0), Walk::default());
     std::thread::scope(|scope| {
-        scope.spawn(|| walk(vcpu, &stop, &met));
+        scope.spawn(|| walk(vcpu, BASE, &stop, &met, mmio(BASE)));
         for seed in 20..22 {
             let (space, files, stop, edits) = (&space, &files, &stop, &edits);
             let mut random = fastrand::Rng::with_seed(seed);
@@ -423,25 +328,9 @@ fn edits_against_a_guest() {
             ("walks", &met.turns, 20),
             ("holes met", &met.holes, 100),
         ];
-        run_out(&stop, &least);
+        run_out(TIME, &stop, &least);
     });
     all_uniform(&files);
-}
-
-/// As `edit`, without anonymous memory: each page that can be met holds the same byte.
-fn edit_files(space: &Space, files: &[File; 3], random: &mut fastrand::Rng) {
-    let start = random.u64(0..PAGES);
-    let len = random.u64(1..=PAGES - start) * PAGE;
-    let at = start * PAGE;
-    let file = Map::file(&files[random.usize(0..3)], at, len)
-        .offset(at)
-        .replace();
-    let result = match random.u8(0..4) {
-        0 => space.unmap(at, len).map(|()| 0),
-        1 => space.map(file.private()),
-        _ => space.map(file),
-    };
-    assert!(result.is_ok(), "{result:?}");
 }
 
 /// Windows and ordinary slots come and go under a walking guest.
@@ -457,10 +346,10 @@ fn slots_against_a_guest() {
     let vm = Vm::new();
     let _code = plain_code(&vm);
     let mut vcpu = vm.vcpu(0);
-    vcpu.answer = 0x7777_7777;
+    vcpu.answer = WORD;
     let (changes, met) = (AtomicU64::new(0), Walk::default());
     std::thread::scope(|scope| {
-        scope.spawn(|| walk(vcpu, &stop, &met));
+        scope.spawn(|| walk(vcpu, BASE, &stop, &met, mmio(BASE)));
         scope.spawn(|| {
             let mut turn = 0;
             repeat(&stop, || {
@@ -487,7 +376,7 @@ fn slots_against_a_guest() {
             ("walks", &met.turns, 20),
             ("holes", &met.holes, 100),
         ];
-        run_out(&stop, &least);
+        run_out(TIME, &stop, &least);
     });
     for space in &spaces {
         let bytes = space.get(0, PAGES * PAGE);
@@ -547,6 +436,7 @@ fn close_against_calls() {
             });
         });
         run_out(
+            TIME,
             stop,
             &[
                 ("closed", &closed, 100),
@@ -569,7 +459,7 @@ fn close_against_slots() {
     let [closed, mapped, late] = [const { AtomicU64::new(0) }; 3];
     let met = Walk::default();
     std::thread::scope(|scope| {
-        scope.spawn(|| walk(vcpu, &stop, &met));
+        scope.spawn(|| walk(vcpu, BASE, &stop, &met, mmio(BASE)));
         scope.spawn(|| {
             repeat(&stop, || {
                 match vm.map(window(1, BASE, PAGES * PAGE, &NUMBER, 0)) {
@@ -603,7 +493,7 @@ fn close_against_slots() {
             ("mapped", &mapped, 50),
             ("late", &late, 5),
         ];
-        run_out(&stop, &least);
+        run_out(TIME, &stop, &least);
     });
 }
 

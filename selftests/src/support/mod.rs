@@ -8,6 +8,7 @@ pub mod files;
 pub mod fuse;
 pub mod guest;
 pub mod mapped;
+pub mod meeting;
 pub mod mirror;
 pub mod probe;
 pub mod process;
@@ -18,6 +19,7 @@ pub mod space;
 pub mod swap;
 pub mod system;
 pub mod uring;
+pub mod uniform;
 pub mod userfault;
 
 pub use nix::errno::Errno;

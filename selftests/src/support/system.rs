@@ -7,6 +7,9 @@ use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
+use super::Errno;
+use crate::note;
+
 /// A file under /proc/sys (or any such file) with a new value, and the old one back at the end.
 pub struct Setting {
     path: PathBuf,
@@ -78,6 +81,48 @@ pub fn no_huge_pages() -> Setting {
     let setting = Setting::set(&path, "0");
     assert_eq!(free_huge_pages(), 0, "huge pages are in use elsewhere");
     setting
+}
+
+/// Makes the time long between the zap of a space's mirrors and what follows it, where the kernel
+/// has a way to: others then meet it that would not. That is for debug kernels only.
+pub fn slow_zaps(micros: u32) -> Option<Setting> {
+    const DELAY: &str = "/sys/module/asfd/parameters/zap_delay_us";
+    let there = fs::exists(DELAY).unwrap_or(false);
+    let delay = there.then(|| Setting::set(DELAY, &micros.to_string()));
+    note!(
+        "zaps are {}",
+        if there { "slow" } else { "as fast as ever" }
+    );
+    delay
+}
+
+/// CPUs that the test may use.
+pub fn cpus() -> usize {
+    std::thread::available_parallelism().map_or(1, |cpus| cpus.get())
+}
+
+/// Keeps the calling thread on one CPU.
+pub fn stay_on(cpu: usize) {
+    // SAFETY: An all-zero set is valid, and as large as is said.
+    let done = unsafe {
+        let mut set: libc::cpu_set_t = std::mem::zeroed();
+        libc::CPU_SET(cpu, &mut set);
+        libc::sched_setaffinity(0, size_of_val(&set), &set)
+    };
+    assert_eq!(done, 0, "sched_setaffinity: {}", Errno::last());
+}
+
+/// What SELFTESTS_ROUNDS says, which is 500 if it says nothing.
+pub fn rounds() -> u64 {
+    match std::env::var("SELFTESTS_ROUNDS") {
+        Ok(text) => text.parse().expect("SELFTESTS_ROUNDS is a number"),
+        Err(_) => 500,
+    }
+}
+
+/// A number that is right for 500 rounds, in proportion.
+pub fn scaled(number: u64) -> u64 {
+    (number * rounds()).div_ceil(500)
 }
 
 /// Waits for what comes soon, but not at once: freeing is often deferred.
