@@ -36,6 +36,7 @@ mod mirror_memcg;
 mod mirror_readonly;
 mod mirror_remote;
 mod mirror_use;
+mod mirror_races;
 mod mmap_args;
 mod model;
 mod munmap;
@@ -86,6 +87,7 @@ fn main() -> std::process::ExitCode {
         mirror_readonly::TESTS,
         mirror_fuse::TESTS,
         races::TESTS,
+        mirror_races::TESTS,
         model::TESTS,
         kvm_close_stress::TESTS,
     ])

@@ -3,6 +3,7 @@
 //! What the tests are made of.
 
 pub mod cgroup;
+pub mod crew;
 pub mod faults;
 pub mod files;
 pub mod fuse;
@@ -10,15 +11,18 @@ pub mod guest;
 pub mod mapped;
 pub mod meeting;
 pub mod mirror;
+pub mod phases;
 pub mod probe;
 pub mod process;
 pub mod remote;
 pub mod rights;
+pub mod shared;
 pub mod snapshot;
 pub mod space;
 pub mod swap;
 pub mod system;
 pub mod uring;
+pub mod transfer;
 pub mod uniform;
 pub mod userfault;
 
