@@ -36,6 +36,7 @@ mod mirror_memcg;
 mod mirror_readonly;
 mod mirror_remote;
 mod mirror_use;
+mod mirror_moves;
 mod mirror_races;
 mod mmap_args;
 mod model;
@@ -88,6 +89,7 @@ fn main() -> std::process::ExitCode {
         mirror_fuse::TESTS,
         races::TESTS,
         mirror_races::TESTS,
+        mirror_moves::TESTS,
         model::TESTS,
         kvm_close_stress::TESTS,
     ])
