@@ -36,6 +36,7 @@ mod mirror_memcg;
 mod mirror_readonly;
 mod mirror_remote;
 mod mirror_use;
+mod mirror_losses;
 mod mirror_moves;
 mod mirror_races;
 mod mmap_args;
@@ -90,6 +91,7 @@ fn main() -> std::process::ExitCode {
         races::TESTS,
         mirror_races::TESTS,
         mirror_moves::TESTS,
+        mirror_losses::TESTS,
         model::TESTS,
         kvm_close_stress::TESTS,
     ])
