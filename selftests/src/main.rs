@@ -36,6 +36,7 @@ mod mirror_memcg;
 mod mirror_readonly;
 mod mirror_remote;
 mod mirror_use;
+mod mirror_gup;
 mod mirror_losses;
 mod mirror_moves;
 mod mirror_races;
@@ -92,6 +93,7 @@ fn main() -> std::process::ExitCode {
         mirror_races::TESTS,
         mirror_moves::TESTS,
         mirror_losses::TESTS,
+        mirror_gup::TESTS,
         model::TESTS,
         kvm_close_stress::TESTS,
     ])

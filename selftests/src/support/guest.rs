@@ -42,9 +42,11 @@ pub enum Routine {
     Count,
     /// Copies the first word of each page in [ebx, ebx+ecx) to its second, for ever; edx counts.
     Walk,
+    /// As `Await`, and counts [edi] up all the while.
+    Watch,
 }
 
-const ROUTINES: [&[u8]; 6] = [
+const ROUTINES: [&[u8]; 7] = [
     // mov eax,[ebx]; hlt
     &[0x8b, 0x03, 0xf4],
     // mov [ebx],eax; hlt
@@ -61,6 +63,8 @@ const ROUTINES: [&[u8]; 6] = [
         0x31, 0xf6, 0x8b, 0x04, 0x33, 0x89, 0x44, 0x33, 0x04, 0x81, 0xc6, 0x00, 0x10, 0x00, 0x00,
         0x39, 0xce, 0x72, 0xef, 0x42, 0xeb, 0xea,
     ],
+    // 1: inc dword [edi]; mov eax,[ebx]; cmp eax,ecx; je 1b; hlt
+    &[0xff, 0x07, 0x8b, 0x03, 0x39, 0xc8, 0x74, 0xf8, 0xf4],
 ];
 
 /// The page that has to lie at `CODE`.
