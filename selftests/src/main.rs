@@ -37,6 +37,7 @@ mod mirror_readonly;
 mod mirror_remote;
 mod mirror_use;
 mod mirror_gup;
+mod mirror_locks;
 mod mirror_losses;
 mod mirror_moves;
 mod mirror_races;
@@ -94,6 +95,7 @@ fn main() -> std::process::ExitCode {
         mirror_moves::TESTS,
         mirror_losses::TESTS,
         mirror_gup::TESTS,
+        mirror_locks::TESTS,
         model::TESTS,
         kvm_close_stress::TESTS,
     ])
