@@ -40,6 +40,7 @@ mod mirror_gup;
 mod mirror_locks;
 mod mirror_losses;
 mod mirror_moves;
+mod mirror_nesting;
 mod mirror_races;
 mod mmap_args;
 mod model;
@@ -96,6 +97,7 @@ fn main() -> std::process::ExitCode {
         mirror_losses::TESTS,
         mirror_gup::TESTS,
         mirror_locks::TESTS,
+        mirror_nesting::TESTS,
         model::TESTS,
         kvm_close_stress::TESTS,
     ])
