@@ -21,9 +21,9 @@ pub mod snapshot;
 pub mod space;
 pub mod swap;
 pub mod system;
-pub mod uring;
 pub mod transfer;
 pub mod uniform;
+pub mod uring;
 pub mod userfault;
 
 pub use nix::errno::Errno;
