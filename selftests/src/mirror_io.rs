@@ -29,7 +29,6 @@ crate::suite![
     fixed_buffers_of_files,
     vmsplice_from_a_mirror,
     futex_between_processes,
-    futex_in_private_memory,
     futex_operations,
 ];
 
@@ -342,11 +341,6 @@ fn futex_between_processes() {
     let prots = &[RW, libc::PROT_READ];
     wakes(Map::file(&files::memfd(4 * PAGE), 0, 4 * PAGE), prots);
     wakes(Map::anon(0, 4 * PAGE).shared(), prots);
-}
-
-/// Memory that only the space has: also there the waiters of all processes are at one place.
-fn futex_in_private_memory() {
-    wakes(Map::anon(0, 4 * PAGE), &[RW]);
 }
 
 /// The kernel changes the word itself, also where no page is present yet.
