@@ -3,6 +3,7 @@
 #include <linux/address_space_fd.h>
 #include <linux/export.h>
 
+EXPORT_SYMBOL_GPL(asfd_is_mirror);
 EXPORT_SYMBOL_GPL(asfd_mm);
 EXPORT_SYMBOL_GPL(asfd_window_check);
 EXPORT_SYMBOL_GPL(asfd_client_register);

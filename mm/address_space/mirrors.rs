@@ -20,7 +20,6 @@
 
 use core::ops::Range;
 use kernel::{
-    bindings,
     fs::mapping::FileMapping,
     mm::notifier::{Invalidation, Notifier},
     page::PAGE_SIZE,
@@ -185,7 +184,7 @@ impl Notifier for Mirrors {
         #[cfg(CONFIG_ADDRESS_SPACE_FD_DEBUG)]
         // SAFETY: We may sleep.
         unsafe {
-            bindings::asfd_zap_delay()
+            kernel::bindings::asfd_zap_delay()
         };
     }
 
