@@ -29,7 +29,8 @@ pub(crate) enum Seal {
     Map = uapi::ADDRESS_SPACE_SEAL_MAP as isize,
     Unmap = uapi::ADDRESS_SPACE_SEAL_UNMAP as isize,
     Change = uapi::ADDRESS_SPACE_SEAL_CHANGE as isize,
-    Seal = uapi::ADDRESS_SPACE_SEAL_SEAL as isize,
+    /// Adding seals.
+    Add = uapi::ADDRESS_SPACE_SEAL_SEAL as isize,
 }
 
 impl Seals {
@@ -51,7 +52,7 @@ impl Seals {
     }
 
     fn add(&self, bits: u32, _guard: &MmapWriteGuard<'_>) -> Result {
-        self.forbid(Seal::Seal)?;
+        self.forbid(Seal::Add)?;
         // The lock keeps others from adding.
         self.0.store(self.bits() | bits, Relaxed);
         Ok(())
@@ -85,7 +86,7 @@ mod tests {
     use super::*;
     use kernel::mm::OwnedMm;
 
-    const ALL: [Seal; 4] = [Seal::Map, Seal::Unmap, Seal::Change, Seal::Seal];
+    const ALL: [Seal; 4] = [Seal::Map, Seal::Unmap, Seal::Change, Seal::Add];
 
     #[test]
     fn seals_forbid_themselves_alone() -> Result {

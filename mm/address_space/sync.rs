@@ -26,27 +26,35 @@ pub(crate) fn sync(asfd: &Asfd, bytes: RangeInclusive<Offset>, datasync: bool) -
         return Ok(());
     }
     let mut rest = space::mm_range(start..end);
-    while let Some((file, bytes, end)) = next_shared(asfd, rest.clone())? {
+    while let Some(shared) = next_shared(asfd, rest.clone())? {
         // It can take long, and nobody has to wait for it to change the space.
-        file.sync_range(bytes, datasync)?;
-        rest.start = end;
+        shared.file.sync_range(shared.bytes, datasync)?;
+        rest.start = shared.end;
     }
     Ok(())
 }
 
-/// The first file that is mapped shared in `range`, which of its bytes are, and where they end in
-/// the mm.
-fn next_shared(
-    asfd: &Asfd,
-    range: Range<usize>,
-) -> Result<Option<(ARef<LocalFile>, RangeInclusive<Offset>, usize)>> {
+/// Bytes of a file that are mapped shared.
+struct Shared {
+    file: ARef<LocalFile>,
+    bytes: RangeInclusive<Offset>,
+    /// Where they end in the mm.
+    end: usize,
+}
+
+/// The first of them in `range`.
+fn next_shared(asfd: &Asfd, range: Range<usize>) -> Result<Option<Shared>> {
     let guard = asfd.owner.mm().mmap_read_lock_killable()?;
     for (vma, part) in query::mappings(&guard, range) {
         let shared = vma.flags() & virt::flags::SHARED != 0;
         if let Some(file) = vma.file().filter(|_| shared) {
             let first = vma.pgoff() * PAGE_SIZE + (part.start - vma.start());
             let last = first + part.len() - 1;
-            return Ok(Some((file.into(), first as i64..=last as i64, part.end)));
+            return Ok(Some(Shared {
+                file: file.into(),
+                bytes: first as Offset..=last as Offset,
+                end: part.end,
+            }));
         }
     }
     Ok(None)
