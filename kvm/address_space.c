@@ -164,41 +164,67 @@ static void kvm_space_release(struct asfd_client *client)
 	kvm_space_unbind(container_of(client, struct kvm_space, client));
 }
 
-static void kvm_space_free(struct kvm_space *space)
+/* Afterwards @space is but a mark that its windows are holes. */
+static void kvm_space_end(struct kvm_space *space)
 {
 	/* Waits for a release under way; there will be none after this. */
 	asfd_client_unregister(&space->client);
 	if (space->bound)
 		kvm_space_unbind(space);
+}
+
+static void kvm_space_free(struct kvm_space *space)
+{
 	list_del(&space->link);
 	kfree(space);
 }
 
-/* To be called when no memslot is reachable any more by a vCPU. */
-void kvm_spaces_destroy(struct kvm *kvm)
+/* The VM is being destroyed, no vCPU runs any more. */
+void kvm_spaces_end(struct kvm *kvm)
+{
+	struct kvm_space *space;
+
+	list_for_each_entry(space, &kvm->spaces, link) {
+		asfd_client_windows(&space->client, -(long)space->windows);
+		kvm_space_end(space);
+	}
+}
+
+/* Only with the memslots: what destroys vCPUs may still write to guest memory. */
+void kvm_spaces_free(struct kvm *kvm)
 {
 	struct kvm_space *space, *tmp;
 
-	list_for_each_entry_safe(space, tmp, &kvm->spaces, link) {
-		asfd_client_windows(&space->client, -(long)space->windows);
+	list_for_each_entry_safe(space, tmp, &kvm->spaces, link)
 		kvm_space_free(space);
+}
+
+/* Others may keep the lock of the space: do not make the caller unkillable. */
+static int kvm_space_register_mn(struct kvm_space *space)
+{
+	struct mm_struct *mm = space->client.mm;
+	int r = mmap_write_lock_killable(mm);
+
+	if (!r) {
+		r = __mmu_notifier_register(&space->mn, mm);
+		mmap_write_unlock(mm);
 	}
+	/* mm_take_all_locks() gives up for any signal. */
+	return r == -EINTR ? -ERESTARTNOINTR : r;
 }
 
 /* Find or make the VM's binding to the space behind @file, an asfd. */
 static struct kvm_space *kvm_space_bind(struct kvm *kvm, struct file *file)
 {
-	struct kvm_space *space, *tmp;
+	struct kvm_space *space;
 	int r;
 
 	lockdep_assert_held(&kvm->slots_lock);
 
-	list_for_each_entry_safe(space, tmp, &kvm->spaces, link) {
+	list_for_each_entry(space, &kvm->spaces, link) {
 		/* @file keeps its space alive, and mm_count the others' mm. */
 		if (space->client.mm == asfd_mm(file))
 			return space;
-		if (READ_ONCE(space->dead) && !space->windows)
-			kvm_space_free(space);
 	}
 
 	space = kzalloc_obj(*space, GFP_KERNEL_ACCOUNT);
@@ -213,7 +239,7 @@ static struct kvm_space *kvm_space_bind(struct kvm *kvm, struct file *file)
 		goto err_free;
 
 	/* @file holds mm_users for as long as this takes. */
-	r = mmu_notifier_register(&space->mn, space->client.mm);
+	r = kvm_space_register_mn(space);
 	if (r)
 		goto err_unregister;
 
@@ -226,6 +252,19 @@ err_unregister:
 err_free:
 	kfree(space);
 	return ERR_PTR(r);
+}
+
+/*
+ * Without a window there is nothing to be notified of, and invalidations by others
+ * had better not delay the VM.  No slot that a reader can have points here.
+ */
+static void kvm_space_drop_unused(struct kvm_space *space)
+{
+	if (space->windows)
+		return;
+
+	kvm_space_end(space);
+	kvm_space_free(space);
 }
 
 void kvm_space_commit_memslot(struct kvm_memory_slot *old,
@@ -248,8 +287,32 @@ void kvm_space_commit_memslot(struct kvm_memory_slot *old,
 	if (space) {
 		space->windows += delta;
 		asfd_client_windows(&space->client, delta);
+		kvm_space_drop_unused(space);
 	}
 }
+
+/**
+ * kvm_forbid_windows() - say that a VM's memory will be encrypted
+ * @kvm: the VM
+ *
+ * Pages of a space may be replaced at any time, encrypted memory may not.
+ *
+ * Return: 0, and the VM will have no windows; -EINVAL if it has one.
+ */
+int kvm_forbid_windows(struct kvm *kvm)
+{
+	struct kvm_space *space;
+
+	guard(mutex)(&kvm->slots_lock);
+
+	list_for_each_entry(space, &kvm->spaces, link) {
+		if (space->windows)
+			return -EINVAL;
+	}
+	kvm->no_windows = true;
+	return 0;
+}
+EXPORT_SYMBOL_FOR_KVM_INTERNAL(kvm_forbid_windows);
 
 int kvm_vm_ioctl_map_address_space(struct kvm *kvm,
 				   const struct kvm_map_address_space *args)
@@ -292,7 +355,7 @@ int kvm_vm_ioctl_map_address_space(struct kvm *kvm,
 		return r;
 
 	/* Whose private memory it is, KVM could not tell. */
-	if (kvm_arch_has_private_mem(kvm))
+	if (kvm->no_windows || kvm_arch_has_private_mem(kvm))
 		return -EINVAL;
 
 	space = kvm_space_bind(kvm, fd_file(f));
@@ -300,7 +363,10 @@ int kvm_vm_ioctl_map_address_space(struct kvm *kvm,
 		return PTR_ERR(space);
 
 	mem.userspace_addr = addr;
-	return kvm_set_memory_region(kvm, &mem, space);
+	r = kvm_set_memory_region(kvm, &mem, space);
+	if (r)
+		kvm_space_drop_unused(space);
+	return r;
 }
 
 /* What an access gets that GUP could not serve; under mmap_lock. */
@@ -315,7 +381,7 @@ static kvm_pfn_t kvm_window_why(struct mm_struct *mm, unsigned long addr,
 		return KVM_PFN_ERR_FAULT;
 	if ((flags & FOLL_WRITE) && !(vma->vm_flags & VM_WRITE))
 		return KVM_PFN_ERR_RO_FAULT;
-	return (flags & FOLL_NOWAIT) ? KVM_PFN_ERR_NEEDS_IO : KVM_PFN_ERR_FAULT;
+	return KVM_PFN_ERR_FAULT;
 }
 
 static kvm_pfn_t kvm_window_resolve(struct kvm_follow_pfn *kfp,
@@ -365,6 +431,9 @@ retry:
 		pfn = KVM_PFN_ERR_SIGPENDING;
 	} else if (r == -EHWPOISON) {
 		pfn = KVM_PFN_ERR_HWPOISON;
+	} else if (!r && (flags & FOLL_NOWAIT)) {
+		/* It would have to wait, whereas a failure is an error. */
+		pfn = KVM_PFN_ERR_NEEDS_IO;
 	} else if (locked) {
 		pfn = kvm_window_why(mm, addr, flags);
 	} else if (tries++ < 3) {
@@ -417,6 +486,49 @@ kvm_pfn_t kvm_window_to_pfn(struct kvm_follow_pfn *kfp)
 	return pfn;
 }
 
+/* The pages from @gfn on that are present and writable; under mmu_lock. */
+int kvm_window_prefetch_pages(const struct kvm_memory_slot *slot, gfn_t gfn,
+			      struct page **pages, int nr_pages)
+{
+	unsigned long addr = kvm_window_addr(slot, gfn);
+	int n;
+
+	if (kvm_is_error_hva(addr) || READ_ONCE(slot->space->dead))
+		return -1;
+	if (slot->base_gfn + slot->npages - gfn < nr_pages)
+		return 0;
+
+	for (n = 0; n < nr_pages; n++) {
+		if (!get_user_page_remote_fast_only(slot->space->client.mm,
+						    addr + n * PAGE_SIZE,
+						    FOLL_WRITE, &pages[n]))
+			break;
+	}
+	return n;
+}
+
+#ifdef CONFIG_KVM_ASYNC_PF
+/* What async_pf_execute() does for an ordinary slot; who waits will try again. */
+void kvm_window_fault_in(const struct kvm_async_pf *apf)
+{
+	struct mm_struct *mm = apf->window_mm;
+	struct mem_cgroup *memcg;
+	int locked = 1;
+
+	if (!mmget_not_zero(mm))
+		return;
+
+	memcg = mm_charge_begin(mm);
+	mmap_read_lock(mm);
+	get_user_pages_remote(mm, apf->addr, 1,
+			      apf->window_write ? FOLL_WRITE : 0, NULL, &locked);
+	if (locked)
+		mmap_read_unlock(mm);
+	mm_charge_end(memcg);
+	mmput_async(mm);
+}
+#endif
+
 /**
  * struct kvm_window_page - a page of a window, mapped for the kernel
  * @mm: the space's mm, with its mmap_lock and mm_users held
@@ -424,8 +536,8 @@ kvm_pfn_t kvm_window_to_pfn(struct kvm_follow_pfn *kfp)
  * @write: whether it is pinned for writing
  * @kaddr: where it is
  *
- * mmap_lock is held for as long as the page is: when munmap() of the range
- * returns, no access through the window is under way.
+ * mmap_lock is held for as long as the page is mapped: when munmap() of the
+ * range returns, no access through the window is under way.
  */
 struct kvm_window_page {
 	struct mm_struct *mm;
@@ -442,7 +554,7 @@ static int kvm_window_get_page(const struct kvm_memory_slot *slot, gfn_t gfn,
 	struct mem_cgroup *memcg;
 	struct mm_struct *mm;
 	unsigned long addr;
-	int r, locked = 1;
+	int r, locked, tries = 0;
 	kvm_pfn_t pfn;
 	long n;
 
@@ -468,16 +580,22 @@ static int kvm_window_get_page(const struct kvm_memory_slot *slot, gfn_t gfn,
 	/*
 	 * First let the fault give up the lock while it waits for I/O.  If it
 	 * did, the page may have been taken out of the space in between: look
-	 * again, this time keeping the lock.
+	 * again, this time keeping the lock, and hence not waiting.
 	 */
-	get_user_pages_remote(mm, addr, 1, flags, NULL, &locked);
-	if (!locked && mmap_read_lock_killable(mm))
-		goto out_mm;
+	do {
+		locked = 1;
+		get_user_pages_remote(mm, addr, 1, flags, NULL, &locked);
+		if (!locked && mmap_read_lock_killable(mm))
+			goto out_mm;
 
-	if (write)
-		n = pin_user_pages_remote(mm, addr, 1, flags, &wp->page, NULL);
-	else
-		n = get_user_pages_remote(mm, addr, 1, flags, &wp->page, NULL);
+		if (write)
+			n = pin_user_pages_remote(mm, addr, 1, flags | FOLL_NOWAIT,
+						  &wp->page, NULL);
+		else
+			n = get_user_pages_remote(mm, addr, 1, flags | FOLL_NOWAIT,
+						  &wp->page, NULL);
+	} while (!n && tries++ < 3);
+
 	if (n != 1) {
 		pfn = kvm_window_why(mm, addr, flags);
 		if (pfn == KVM_PFN_ERR_HOLE || pfn == KVM_PFN_ERR_RO_FAULT)
@@ -502,11 +620,12 @@ out_mm:
 static void kvm_window_put_page(struct kvm_window_page *wp)
 {
 	kunmap_local(wp->kaddr);
+	mmap_read_unlock(wp->mm);
+	/* This may wait for the folio's lock; the pin keeps it from being clean. */
 	if (wp->write)
 		unpin_user_pages_dirty_lock(&wp->page, 1, true);
 	else
 		put_page(wp->page);
-	mmap_read_unlock(wp->mm);
 	mmput_async(wp->mm);
 }
 

@@ -20,9 +20,8 @@ struct kvm_follow_pfn;
  * @dead: the space has ended, all its windows are holes; never cleared
  * @bound: @mn is registered
  *
- * Made by the first window of a VM on a space, freed when the VM is destroyed
- * or, once @dead, when the last window is gone.  A memslot that points here
- * was reached under kvm->srcu or slots_lock, and is gone before this is.
+ * Made by the first window of a VM on a space, freed with the last one or when
+ * the VM is destroyed, in any case after the memslots that point to it.
  */
 struct kvm_space {
 	struct asfd_client client;
@@ -99,12 +98,41 @@ static inline void kvm_spaces_init(struct kvm *kvm)
 	INIT_LIST_HEAD(&kvm->spaces);
 }
 
-void kvm_spaces_destroy(struct kvm *kvm);
+#ifdef CONFIG_KVM_ASYNC_PF
+/* A binding may end before the work does: hold the mm itself. */
+static inline void kvm_async_pf_get_window(struct kvm_async_pf *apf,
+					   const struct kvm_memory_slot *slot,
+					   bool write)
+{
+	apf->window_write = write;
+	apf->window_mm = slot ? slot->space->client.mm : NULL;
+	if (apf->window_mm)
+		mmgrab(apf->window_mm);
+}
+
+static inline void kvm_async_pf_put_window(struct kvm_async_pf *apf)
+{
+	if (apf->window_mm)
+		mmdrop(apf->window_mm);
+}
+
+static inline bool kvm_async_pf_in_window(const struct kvm_async_pf *apf)
+{
+	return apf->window_mm;
+}
+
+void kvm_window_fault_in(const struct kvm_async_pf *apf);
+#endif
+
+void kvm_spaces_end(struct kvm *kvm);
+void kvm_spaces_free(struct kvm *kvm);
 void kvm_space_mn_release(struct mmu_notifier *mn, struct mm_struct *mm);
 void kvm_space_commit_memslot(struct kvm_memory_slot *old,
 			      const struct kvm_memory_slot *new,
 			      enum kvm_mr_change change);
 kvm_pfn_t kvm_window_to_pfn(struct kvm_follow_pfn *kfp);
+int kvm_window_prefetch_pages(const struct kvm_memory_slot *slot, gfn_t gfn,
+			      struct page **pages, int nr_pages);
 int kvm_window_read(const struct kvm_memory_slot *slot, gfn_t gfn, void *data,
 		    int offset, int len);
 int kvm_window_read_atomic(const struct kvm_memory_slot *slot, gfn_t gfn,
@@ -142,8 +170,23 @@ static inline bool kvm_gpc_set_space(struct gfn_to_pfn_cache *gpc,
 	return false;
 }
 
+#ifdef CONFIG_KVM_ASYNC_PF
+static inline void kvm_async_pf_get_window(struct kvm_async_pf *apf,
+					   const struct kvm_memory_slot *slot,
+					   bool write) {}
+static inline void kvm_async_pf_put_window(struct kvm_async_pf *apf) {}
+
+static inline bool kvm_async_pf_in_window(const struct kvm_async_pf *apf)
+{
+	return false;
+}
+
+static inline void kvm_window_fault_in(const struct kvm_async_pf *apf) {}
+#endif
+
 static inline void kvm_spaces_init(struct kvm *kvm) {}
-static inline void kvm_spaces_destroy(struct kvm *kvm) {}
+static inline void kvm_spaces_end(struct kvm *kvm) {}
+static inline void kvm_spaces_free(struct kvm *kvm) {}
 static inline void kvm_space_commit_memslot(struct kvm_memory_slot *old,
 					    const struct kvm_memory_slot *new,
 					    enum kvm_mr_change change) {}
@@ -151,6 +194,13 @@ static inline void kvm_space_commit_memslot(struct kvm_memory_slot *old,
 static inline kvm_pfn_t kvm_window_to_pfn(struct kvm_follow_pfn *kfp)
 {
 	return KVM_PFN_ERR_FAULT;
+}
+
+static inline int kvm_window_prefetch_pages(const struct kvm_memory_slot *slot,
+					    gfn_t gfn, struct page **pages,
+					    int nr_pages)
+{
+	return -1;
 }
 
 static inline int kvm_window_read(const struct kvm_memory_slot *slot, gfn_t gfn,

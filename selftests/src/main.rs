@@ -16,6 +16,7 @@ mod io;
 mod kinds;
 mod kvm;
 mod kvm_api;
+mod kvm_async;
 mod kvm_close_stress;
 mod kvm_deputy;
 mod kvm_holes;
@@ -73,6 +74,7 @@ fn main() -> std::process::ExitCode {
         seal_races::TESTS,
         memcg::TESTS,
         kvm_api::TESTS,
+        kvm_async::TESTS,
         kvm::TESTS,
         kvm_holes::TESTS,
         kvm_running::TESTS,
