@@ -20,6 +20,7 @@ mod kvm_async;
 mod kvm_close_stress;
 mod kvm_deputy;
 mod kvm_holes;
+mod kvm_huge;
 mod kvm_life;
 mod kvm_running;
 mod life;
@@ -77,6 +78,7 @@ fn main() -> std::process::ExitCode {
         kvm_async::TESTS,
         kvm::TESTS,
         kvm_holes::TESTS,
+        kvm_huge::TESTS,
         kvm_running::TESTS,
         kvm_life::TESTS,
         kvm_deputy::TESTS,
