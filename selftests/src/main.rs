@@ -19,6 +19,8 @@ mod kvm_api;
 mod kvm_async;
 mod kvm_close_stress;
 mod kvm_deputy;
+mod kvm_dirty;
+mod kvm_dirty_races;
 mod kvm_holes;
 mod kvm_huge;
 mod kvm_life;
@@ -79,6 +81,8 @@ fn main() -> std::process::ExitCode {
         kvm::TESTS,
         kvm_holes::TESTS,
         kvm_huge::TESTS,
+        kvm_dirty::TESTS,
+        kvm_dirty_races::TESTS,
         kvm_running::TESTS,
         kvm_life::TESTS,
         kvm_deputy::TESTS,

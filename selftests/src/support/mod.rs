@@ -4,6 +4,7 @@
 
 pub mod cgroup;
 pub mod crew;
+pub mod dirty;
 pub mod faults;
 pub mod files;
 pub mod fuse;
