@@ -18,6 +18,7 @@ mod kvm;
 mod kvm_api;
 mod kvm_async;
 mod kvm_close_stress;
+mod kvm_compose;
 mod kvm_deputy;
 mod kvm_dirty;
 mod kvm_dirty_races;
@@ -83,6 +84,7 @@ fn main() -> std::process::ExitCode {
         kvm_huge::TESTS,
         kvm_dirty::TESTS,
         kvm_dirty_races::TESTS,
+        kvm_compose::TESTS,
         kvm_running::TESTS,
         kvm_life::TESTS,
         kvm_deputy::TESTS,
