@@ -26,6 +26,7 @@ mod kvm_holes;
 mod kvm_huge;
 mod kvm_life;
 mod kvm_running;
+mod kvm_smm;
 mod life;
 mod memcg;
 mod mirror;
@@ -85,6 +86,7 @@ fn main() -> std::process::ExitCode {
         kvm_dirty::TESTS,
         kvm_dirty_races::TESTS,
         kvm_compose::TESTS,
+        kvm_smm::TESTS,
         kvm_running::TESTS,
         kvm_life::TESTS,
         kvm_deputy::TESTS,
