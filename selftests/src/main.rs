@@ -25,6 +25,7 @@ mod kvm_dirty_races;
 mod kvm_holes;
 mod kvm_huge;
 mod kvm_life;
+mod kvm_races;
 mod kvm_running;
 mod kvm_smm;
 mod life;
@@ -87,6 +88,7 @@ fn main() -> std::process::ExitCode {
         kvm_dirty_races::TESTS,
         kvm_compose::TESTS,
         kvm_smm::TESTS,
+        kvm_races::TESTS,
         kvm_running::TESTS,
         kvm_life::TESTS,
         kvm_deputy::TESTS,

@@ -28,6 +28,7 @@ pub mod transfer;
 pub mod uniform;
 pub mod uring;
 pub mod userfault;
+pub mod witness;
 
 pub use nix::errno::Errno;
 pub use space::{Map, Space, PAGE};
