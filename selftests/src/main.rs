@@ -17,6 +17,7 @@ mod kinds;
 mod kvm;
 mod kvm_api;
 mod kvm_async;
+mod kvm_close_races;
 mod kvm_close_stress;
 mod kvm_compose;
 mod kvm_deputy;
@@ -89,6 +90,7 @@ fn main() -> std::process::ExitCode {
         kvm_compose::TESTS,
         kvm_smm::TESTS,
         kvm_races::TESTS,
+        kvm_close_races::TESTS,
         kvm_running::TESTS,
         kvm_life::TESTS,
         kvm_deputy::TESTS,
