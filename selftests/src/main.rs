@@ -17,6 +17,7 @@ mod kinds;
 mod kvm;
 mod kvm_api;
 mod kvm_async;
+mod kvm_clock_races;
 mod kvm_close_races;
 mod kvm_close_stress;
 mod kvm_compose;
@@ -91,6 +92,7 @@ fn main() -> std::process::ExitCode {
         kvm_smm::TESTS,
         kvm_races::TESTS,
         kvm_close_races::TESTS,
+        kvm_clock_races::TESTS,
         kvm_running::TESTS,
         kvm_life::TESTS,
         kvm_deputy::TESTS,
