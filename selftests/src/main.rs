@@ -27,6 +27,7 @@ mod kvm_dirty_races;
 mod kvm_holes;
 mod kvm_huge;
 mod kvm_life;
+mod kvm_orders;
 mod kvm_races;
 mod kvm_running;
 mod kvm_smm;
@@ -90,6 +91,7 @@ fn main() -> std::process::ExitCode {
         kvm_dirty_races::TESTS,
         kvm_compose::TESTS,
         kvm_smm::TESTS,
+        kvm_orders::TESTS,
         kvm_races::TESTS,
         kvm_close_races::TESTS,
         kvm_clock_races::TESTS,
