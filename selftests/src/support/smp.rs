@@ -10,6 +10,7 @@ use super::guest::{code_page, Args, Exit, Kicker, OwnMemory, Vcpu, Vm, CODE};
 use super::meeting::{add, repeat};
 use super::PAGE;
 use crate::harness::skip;
+use crate::note;
 
 /// Code of the guest; arguments are in registers.
 #[derive(Clone, Copy)]
@@ -174,7 +175,13 @@ pub struct Smp {
     pub faults: AtomicU64,
     pub zeros: AtomicU64,
     pub full: AtomicU64,
+    lost: AtomicU64,
 }
+
+/// QEMU's emulation of SVM (7.2) loses a guest's registers once in some 100000 exits, with ordinary
+/// slots as well: those of the host after VMRUN are in their place, and the guest shuts down. Code
+/// and page tables here lie where nothing is changed, so that is not what the tests look for.
+const LOST: u64 = 8;
 
 impl Smp {
     /// Runs the job until told to stop. Holes and mappings that cannot serve are gone on from.
@@ -184,7 +191,7 @@ impl Smp {
         let _kicker = Kicker::after(Duration::from_millis(5));
         let mut exit = job.start(&mut vcpu);
         repeat(&self.stop, || {
-            let mut again = false;
+            let (mut again, mut lost) = (false, false);
             match &exit {
                 Exit::Kicked => {}
                 Exit::MmioRead { .. } | Exit::MmioWrite { .. } => add(&self.holes, true),
@@ -204,13 +211,24 @@ impl Smp {
                     );
                     add(&self.zeros, true);
                 }
+                Exit::Other(what) if what == "Shutdown" || what == "InternalError" => {
+                    note!("vCPU {}: {what}, {}", job.vcpu, state(&mut vcpu));
+                    lost = true;
+                }
                 other => panic!("vCPU {}: {other:?}, {}", job.vcpu, state(&mut vcpu)),
             }
             self.rest();
             if again {
                 job.pass_over(&mut vcpu);
             }
-            exit = vcpu.resume();
+            exit = if lost {
+                add(&self.lost, true);
+                assert!(self.lost.load(Relaxed) < LOST, "vCPUs lose their state");
+                vcpu.reset();
+                job.start(&mut vcpu)
+            } else {
+                vcpu.resume()
+            };
         });
     }
 
