@@ -7,7 +7,7 @@ export LINUX
 .PHONY: help run test shell kernel kernel-debug programs headers tree refresh check clean setup
 
 help:
-	@echo 'make run           build the plain kernel, boot it, show what an address space is for'
+	@echo 'make run           build the plain kernel, boot it, show a Linux guest whose memory is an address space'
 	@echo 'make test          build both kernels and run every test (scripts/test --list: its stages)'
 	@echo 'make shell         a shell in the plain kernel, with the programs; DEBUG=1: in the debug kernel'
 	@echo
@@ -49,7 +49,7 @@ programs: setup
 
 run: kernel programs
 	@scripts/vm --programs --with build/kernel-plain/arch/x86/boot/bzImage:/boot/bzImage \
-		--timeout 60 -- tour
+		--timeout 120 -- vmm-demo
 
 shell: $(if $(DEBUG),kernel-debug,kernel) programs
 	@scripts/vm $(if $(DEBUG),--debug --no-leak-check) --programs --tty -- sh
