@@ -93,7 +93,7 @@ fn run(cli: &Cli) -> Result<()> {
     outcome?;
     drop(guest);
 
-    heading("Of another guest all memory is forbidden while it boots, and that is its end.");
+    heading("Another guest may not access its kernel's code any more, and that is its end.");
     is_forbidden(Guest::start(&config)?, &steps)?;
 
     let seconds = started.elapsed().as_secs_f32();
@@ -304,7 +304,8 @@ fn ends(guest: &mut Guest, space: &AddressSpace, steps: &Steps) -> Result<()> {
 
 fn is_forbidden(mut guest: Guest, steps: &Steps) -> Result<()> {
     guest.says_something()?;
-    asctl(&["protect", &guest.space, "0", &MEMORY.to_string(), "none"])?;
+    // Without nested paging KVM walks the guest's page tables itself; those it can have.
+    asctl(&["protect", &guest.space, "16M", "4M", "none"])?;
     let status = guest.end()?;
     steps.check(&format!("the VMM ends: {status}"), status.code() == Some(1));
     let complaints = guest.complaints();
