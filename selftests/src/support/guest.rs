@@ -18,6 +18,7 @@ use kvm_bindings::{
 };
 use kvm_ioctls::{Kvm, VcpuExit, VcpuFd, VmFd};
 
+pub use super::own_memory::OwnMemory;
 use super::{files, space::errno, Errno, Map, Result, Space, PAGE};
 use crate::harness::skip;
 
@@ -108,6 +109,15 @@ pub enum Exit {
         gpa: u64,
         flags: u64,
         size: u64,
+    },
+    /// From a port, so many bytes; they are those of `answer`, again and again.
+    In {
+        port: u16,
+        len: usize,
+    },
+    Out {
+        port: u16,
+        data: Vec<u8>,
     },
     /// A signal.
     Kicked,
@@ -251,9 +261,10 @@ impl Vm {
 
 pub struct Vcpu {
     pub fd: VcpuFd,
-    /// What a load from a hole gives.
+    /// What a load from a hole or a port gives.
     pub answer: u32,
-    mmio_pending: bool,
+    /// KVM waits to be told that an MMIO or port access is done.
+    pending: bool,
     watchdog: Arc<Watchdog>,
     initial: kvm_sregs,
 }
@@ -288,6 +299,12 @@ impl Watchdog {
         });
         watchdog
     }
+}
+
+/// Fills `data` with the bytes of a word.
+fn repeat(word: u32, data: &mut [u8]) {
+    let bytes = word.to_le_bytes().into_iter().cycle();
+    data.iter_mut().zip(bytes).for_each(|(to, from)| *to = from);
 }
 
 fn kick(thread: i32) {
@@ -327,7 +344,7 @@ impl Vcpu {
         Vcpu {
             fd,
             answer: 0xa5a5_a5a5,
-            mmio_pending: false,
+            pending: false,
             watchdog: Watchdog::start(),
             initial: sregs,
         }
@@ -340,7 +357,7 @@ impl Vcpu {
 
     /// Runs code at a guest-physical address until its first exit.
     pub fn jump(&mut self, rip: u64, args: Args) -> Exit {
-        self.finish_mmio();
+        self.finish();
         let regs = kvm_regs {
             rip,
             rflags: 2,
@@ -358,7 +375,7 @@ impl Vcpu {
 
     /// Goes on after an exit.
     pub fn resume(&mut self) -> Exit {
-        self.mmio_pending = false;
+        self.pending = false;
         self.watchdog.runs.fetch_add(1, Ordering::Release);
         self.watchdog
             .thread
@@ -368,17 +385,32 @@ impl Vcpu {
         let exit = match run {
             Ok(VcpuExit::Hlt) => None,
             Ok(VcpuExit::MmioRead(addr, data)) => {
-                self.mmio_pending = true;
-                data.copy_from_slice(&self.answer.to_le_bytes()[..data.len()]);
+                self.pending = true;
+                repeat(self.answer, data);
                 Some(Exit::MmioRead {
                     addr,
                     len: data.len(),
                 })
             }
             Ok(VcpuExit::MmioWrite(addr, data)) => {
-                self.mmio_pending = true;
+                self.pending = true;
                 Some(Exit::MmioWrite {
                     addr,
+                    data: data.to_vec(),
+                })
+            }
+            Ok(VcpuExit::IoIn(port, data)) => {
+                self.pending = true;
+                repeat(self.answer, data);
+                Some(Exit::In {
+                    port,
+                    len: data.len(),
+                })
+            }
+            Ok(VcpuExit::IoOut(port, data)) => {
+                self.pending = true;
+                Some(Exit::Out {
+                    port,
                     data: data.to_vec(),
                 })
             }
@@ -396,7 +428,7 @@ impl Vcpu {
     /// Back to 32-bit code with paging and no exception under way. (A guest whose code and page
     /// tables are gone gets page faults that it cannot handle.)
     pub fn reset(&mut self) {
-        self.mmio_pending = false;
+        self.pending = false;
         self.fd
             .set_vcpu_events(&Default::default())
             .expect("KVM_SET_VCPU_EVENTS");
@@ -432,10 +464,10 @@ impl Vcpu {
         )
     }
 
-    /// Lets KVM finish an MMIO access without running the guest on. A copying instruction may have
+    /// Lets KVM finish an MMIO or port access without running the guest on. A copying instruction may have
     /// another one to make.
-    fn finish_mmio(&mut self) {
-        if std::mem::take(&mut self.mmio_pending) {
+    fn finish(&mut self) {
+        if std::mem::take(&mut self.pending) {
             self.fd.set_kvm_immediate_exit(1);
             let ended = (0..1000).any(|_| self.fd.run().is_err());
             self.fd.set_kvm_immediate_exit(0);
@@ -531,59 +563,10 @@ pub fn place_code(space: &Space, addr: u64) {
     space.must_map(Map::file(&code, addr, PAGE));
 }
 
-/// Virtual memory of this process at a chosen address, for ordinary slots and for secrets.
-pub struct OwnMemory(pub u64, pub u64);
-
-impl OwnMemory {
-    pub fn at(addr: u64, len: u64, byte: u8) -> OwnMemory {
-        let flags = libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | libc::MAP_FIXED_NOREPLACE;
-        // SAFETY: NOREPLACE takes nothing from the rest of the process.
-        unsafe {
-            let got = libc::mmap(
-                addr as *mut libc::c_void,
-                len as usize,
-                libc::PROT_READ | libc::PROT_WRITE,
-                flags,
-                -1,
-                0,
-            );
-            assert_eq!(got as u64, addr, "mmap: {}", Errno::last());
-            std::ptr::write_bytes(got.cast::<u8>(), byte, len as usize);
-        }
-        OwnMemory(addr, len)
-    }
-
-    /// Gives its pages back; they are zeros when next touched.
-    pub fn forget(&self) {
-        // SAFETY: Our own private memory, which nothing borrows.
-        let done = unsafe { libc::madvise(self.0 as *mut _, self.1 as usize, libc::MADV_DONTNEED) };
-        assert_eq!(done, 0, "madvise: {}", Errno::last());
-    }
-
-    /// A copy of it: a guest may write it at any time.
-    pub fn bytes(&self) -> Vec<u8> {
-        let mut copy = vec![0; self.1 as usize];
-        for (offset, byte) in copy.iter_mut().enumerate() {
-            // SAFETY: Inside the mapping, which lives as long as `self`.
-            *byte = unsafe { std::ptr::read_volatile((self.0 as usize + offset) as *const u8) };
-        }
-        copy
-    }
-}
-
-impl Drop for OwnMemory {
-    fn drop(&mut self) {
-        // SAFETY: Mapped by `at`, and nobody else's.
-        unsafe { libc::munmap(self.0 as *mut libc::c_void, self.1 as usize) };
-    }
-}
-
 /// The routines at `CODE` in an ordinary slot 0: they stay when the space changes or goes.
 pub fn plain_code(vm: &Vm) -> OwnMemory {
     let memory = OwnMemory::at(0x7000_0000, PAGE, 0);
-    let code = code_page();
-    // SAFETY: The page is ours and nothing borrows it.
-    unsafe { std::ptr::copy_nonoverlapping(code.as_ptr(), memory.0 as *mut u8, code.len()) };
+    memory.set(0, &code_page());
     vm.set_plain_slot(0, 0, CODE, PAGE, memory.0)
         .expect("an ordinary slot");
     memory

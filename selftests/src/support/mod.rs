@@ -13,6 +13,7 @@ pub mod mapped;
 pub mod meeting;
 pub mod mirror;
 pub mod pages;
+pub mod own_memory;
 pub mod phases;
 pub mod probe;
 pub mod process;
