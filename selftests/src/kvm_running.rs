@@ -5,6 +5,7 @@
 use std::os::unix::fs::FileExt;
 use std::time::Duration;
 
+use asfd::sys::{KVM_MEM_HOLE_EXIT, KVM_MEM_LOG_DIRTY_PAGES};
 use libc::PROT_READ;
 
 use crate::support::files;
@@ -18,6 +19,7 @@ crate::suite![
     running_guest_sees_another_process,
     unmapping_stops_a_running_guest,
     slot_deletion,
+    flags_change,
 ];
 
 fn running_guest_sees_replacement() {
@@ -170,4 +172,56 @@ fn slot_deletion() {
         assert_eq!(vcpu.load(at), Exit::load_of_hole(at));
     }
     assert_eq!(space.byte(at), b'a', "the space is as it was");
+}
+
+/// The log and the kind of exit can be switched while the guest runs, and are at once what they
+/// were switched to.
+fn flags_change() {
+    const LEN: u64 = 64 * PAGE;
+    let Guest {
+        space,
+        vm,
+        mut vcpu,
+    } = Guest::new(64);
+    let (at, counted, hole) = (16 * PAGE, 19 * PAGE, 24 * PAGE);
+    space.must_map(Map::file(&files::memfd(8 * PAGE), at, 8 * PAGE));
+    for round in 0..20u32 {
+        let exits = round % 2 == 0;
+        let logs = round % 4 < 2;
+        let mut shown = window(SLOT, 0, LEN, &space, 0);
+        shown.flags |= if exits { KVM_MEM_HOLE_EXIT } else { 0 };
+        shown.flags |= if logs { KVM_MEM_LOG_DIRTY_PAGES } else { 0 };
+        space.put(at, &round.to_le_bytes());
+        let exit = sees(&mut vcpu, at, round, || {
+            vm.must_map(shown);
+            space.put(at, &(round + 1).to_le_bytes());
+        });
+        assert_eq!(exit, Exit::Done(round + 1), "the guest goes on");
+        let exit = vcpu.load(hole);
+        match exits {
+            true => assert!(exit.is_fault_at(hole), "round {round}: {exit:x?}"),
+            false => assert_eq!(exit, Exit::load_of_hole(hole), "round {round}"),
+        }
+        // It was written before the log was switched on, and is after it.
+        let counter = Args {
+            ebx: counted as u32,
+            ..Default::default()
+        };
+        {
+            let _kicker = Kicker::after(Duration::from_millis(5));
+            assert_eq!(vcpu.call(Routine::Count, counter), Exit::Kicked);
+        }
+        let log = vm.fd.get_dirty_log(SLOT, LEN as usize);
+        assert_eq!(log.is_ok(), logs, "round {round}");
+        if let Ok(log) = log {
+            assert_ne!(log[0] >> (counted / PAGE) & 1, 0, "round {round}");
+            // What was logged is logged again when it is written again.
+            assert_eq!(vcpu.store(counted, 1), Exit::Done(1));
+            let dirty = vm.dirty_pages(SLOT, LEN);
+            assert!(
+                dirty.contains(&(counted / PAGE)),
+                "round {round}: {dirty:?}"
+            );
+        }
+    }
 }

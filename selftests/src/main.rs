@@ -24,6 +24,7 @@ mod kvm_compose;
 mod kvm_deputy;
 mod kvm_dirty;
 mod kvm_dirty_races;
+mod kvm_doors;
 mod kvm_holes;
 mod kvm_huge;
 mod kvm_life;
@@ -98,6 +99,7 @@ fn main() -> std::process::ExitCode {
         kvm_running::TESTS,
         kvm_life::TESTS,
         kvm_deputy::TESTS,
+        kvm_doors::TESTS,
         mirror::TESTS,
         mirror_live::TESTS,
         mirror_kinds::TESTS,
