@@ -9,9 +9,10 @@ use std::time::Duration;
 use kvm_bindings::{kvm_msr_entry, Msrs};
 use libc::{PROT_NONE, PROT_READ};
 
+use crate::support::bench::Secrets;
 use crate::support::files;
 use crate::support::guest::{
-    plain_code, window, word, Args, Exit, Guest, Kicker, OwnMemory, Routine, Vcpu, Vm, SLOT,
+    plain_code, window, word, Args, Exit, Guest, Kicker, Routine, Vcpu, Vm, SLOT,
 };
 use crate::support::{Map, Space, PAGE};
 
@@ -21,27 +22,11 @@ crate::suite![
     code_in_a_hole,
 ];
 
-/// What the VMM has at addresses that are numbers of the space.
-fn secrets(offset: u64, len: u64) -> Vec<OwnMemory> {
-    // In the kernel a space may lie shifted by a constant.
-    [0, 1 << 30]
-        .map(|shift| OwnMemory::at(offset + shift, len, b'S'))
-        .into()
-}
-
-#[track_caller]
-fn untouched(secrets: &[OwnMemory]) {
-    assert!(
-        secrets.iter().all(|m| m.bytes().iter().all(|b| *b == b'S')),
-        "own memory was written"
-    );
-}
-
 /// The confused deputy: where the space has a hole, a page that cannot serve, or nothing any
 /// more, the VMM's own memory at the same number is not shown.
 fn own_memory_is_not_reached() {
     let at = 0x2000_0000;
-    let secrets = secrets(at, 32 * PAGE);
+    let secrets = Secrets::at(&[at], 32 * PAGE);
     let (vm, space) = (Vm::new(), Space::new());
     let _code = plain_code(&vm);
     space.must_map(Map::file(&files::numbered(1, b'a'), at, 4 * PAGE));
@@ -69,7 +54,7 @@ fn own_memory_is_not_reached() {
                 assert_ne!(exit, Exit::Done(word(b'S')), "page {page}");
             }
         }
-        untouched(&secrets);
+        secrets.untouched();
     };
     look(&mut vcpu);
     assert_eq!(vcpu.load(at), Exit::Done(word(b'a')));
@@ -84,7 +69,7 @@ fn own_memory_is_not_reached() {
 /// KVM itself writes into the guest's memory, for clocks and the like: into the space or nowhere.
 fn paravirtual_areas_fail_closed() {
     let at = 0x2000_0000;
-    let secrets = secrets(at, 32 * PAGE);
+    let secrets = Secrets::at(&[at], 32 * PAGE);
     let (vm, space) = (Vm::new(), Space::new());
     let _code = plain_code(&vm);
     space.must_map(Map::anon(at, 8 * PAGE));
@@ -121,7 +106,7 @@ fn paravirtual_areas_fail_closed() {
         }
     }
     assert_ne!(accepted, 0, "KVM takes none of these registers");
-    untouched(&secrets);
+    secrets.untouched();
     let after = space.get(at, 8 * PAGE);
     assert!(
         before[PAGE as usize..] == after[PAGE as usize..],
@@ -132,13 +117,10 @@ fn paravirtual_areas_fail_closed() {
 /// Fetching instructions from a hole runs nothing of the VMM's.
 fn code_in_a_hole() {
     let at = 0x2000_0000;
-    let secrets = secrets(at, 4 * PAGE);
+    let secrets = Secrets::at(&[at], 4 * PAGE);
     // mov eax,0x53535353; hlt, should it ever run.
     let code = [0xb8, b'S', b'S', b'S', b'S', 0xf4];
-    for secret in &secrets {
-        // SAFETY: Our own page.
-        unsafe { std::ptr::copy_nonoverlapping(code.as_ptr(), secret.0 as *mut u8, code.len()) };
-    }
+    secrets.begin_with(&code);
     let Guest {
         space,
         vm,

@@ -15,10 +15,12 @@ mod harness;
 mod io;
 mod kinds;
 mod kvm;
+mod kvm_accesses;
 mod kvm_api;
 mod kvm_async;
 mod kvm_clock_races;
 mod kvm_close_races;
+mod kvm_atomics;
 mod kvm_close_stress;
 mod kvm_compose;
 mod kvm_deputy;
@@ -32,6 +34,14 @@ mod kvm_orders;
 mod kvm_races;
 mod kvm_running;
 mod kvm_smm;
+mod kvm_hyperv;
+mod kvm_interrupts;
+mod kvm_paravirt;
+mod kvm_poison;
+mod kvm_prefault;
+mod kvm_strings;
+mod kvm_walks;
+mod kvm_xen;
 mod life;
 mod memcg;
 mod mirror;
@@ -100,6 +110,16 @@ fn main() -> std::process::ExitCode {
         kvm_life::TESTS,
         kvm_deputy::TESTS,
         kvm_doors::TESTS,
+        kvm_accesses::TESTS,
+        kvm_strings::TESTS,
+        kvm_walks::TESTS,
+        kvm_atomics::TESTS,
+        kvm_prefault::TESTS,
+        kvm_poison::TESTS,
+        kvm_paravirt::TESTS,
+        kvm_interrupts::TESTS,
+        kvm_xen::TESTS,
+        kvm_hyperv::TESTS,
         mirror::TESTS,
         mirror_live::TESTS,
         mirror_kinds::TESTS,

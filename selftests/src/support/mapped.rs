@@ -32,6 +32,11 @@ impl Mapped {
         Ok(Mapped { addr, len })
     }
 
+    /// Where it is, for who knows that it can be touched.
+    pub fn address(&self) -> u64 {
+        self.addr as u64
+    }
+
     pub fn protect(&self, prot: i32) -> Result<()> {
         // SAFETY: Our own memory, which nothing borrows.
         Errno::result(unsafe { libc::mprotect(self.addr, self.len, prot) }).map(drop)

@@ -2,6 +2,8 @@
 
 //! What the tests are made of.
 
+pub mod areas;
+pub mod bench;
 pub mod cgroup;
 pub mod crew;
 pub mod dirty;
@@ -9,6 +11,7 @@ pub mod faults;
 pub mod files;
 pub mod fuse;
 pub mod guest;
+pub mod instructions;
 pub mod mapped;
 pub mod meeting;
 pub mod mirror;
@@ -30,6 +33,7 @@ pub mod uniform;
 pub mod uring;
 pub mod userfault;
 pub mod witness;
+pub mod walker;
 
 pub use nix::errno::Errno;
 pub use space::{Map, Space, PAGE};
