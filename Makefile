@@ -4,16 +4,18 @@
 MAKEFLAGS += --no-print-directory
 export LINUX
 
-.PHONY: help run test shell kernel kernel-debug programs headers tree refresh check clean setup
+.PHONY: help run test test-kvm shell kernel kernel-debug programs headers kvm-selftests tree refresh check clean setup
 
 help:
 	@echo 'make run           build the plain kernel, boot it, show a Linux guest whose memory is an address space'
 	@echo 'make test          build both kernels and run every test (scripts/test --list: its stages)'
+	@echo 'make test-kvm      the kernel'\''s own KVM selftests, on ordinary memslots and on windows'
 	@echo 'make shell         a shell in the plain kernel, with the programs; DEBUG=1: in the debug kernel'
 	@echo
 	@echo 'make kernel        build/kernel-plain'
 	@echo 'make kernel-debug  build/kernel-debug'
 	@echo 'make programs      the tools, selftests and samples, as static programs'
+	@echo 'make kvm-selftests the programs that make test-kvm runs'
 	@echo 'make headers       the kernel'\''s headers for programs: build/headers/include'
 	@echo
 	@echo 'make tree          bring build/linux up to date with this repository'
@@ -47,6 +49,12 @@ headers: tree
 programs: setup
 	@scripts/stage programs 'build the programs' cargo build --release --workspace --bins --examples
 
+kvm-selftests: headers
+	@scripts/stage kvm-selftests 'build the KVM selftests' \
+		$(MAKE) -C build/linux/tools/testing/selftests/kvm -j$(shell nproc) ARCH=x86 \
+		OUTPUT="$(CURDIR)/build/kvm-selftests" LDFLAGS='-static -s' \
+		KHDR_INCLUDES="-isystem $(CURDIR)/build/headers/include"
+
 run: kernel programs
 	@scripts/vm --programs --with build/kernel-plain/arch/x86/boot/bzImage:/boot/bzImage \
 		--timeout 120 -- vmm-demo
@@ -56,6 +64,9 @@ shell: $(if $(DEBUG),kernel-debug,kernel) programs
 
 test: tree
 	@scripts/test
+
+test-kvm: kernel kvm-selftests
+	@scripts/test-kvm
 
 check:
 	@scripts/check
