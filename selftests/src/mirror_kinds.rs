@@ -25,7 +25,6 @@ crate::suite![
     ext4_file,
     huge_memfd,
     guest_memfd,
-    secret_guest_memfd,
     private_files,
     private_huge_file,
     anonymous,
@@ -169,21 +168,6 @@ fn huge_memfd() {
 
 fn guest_memfd() {
     check_shared(&Vm::new().shared_guest_memfd(4 * PAGE), PAGE);
-}
-
-/// Memory that is a guest's alone can be in a space, and is not there for mirrors.
-fn secret_guest_memfd() {
-    let vm = Vm::new();
-    let Ok(secret) = vm.guest_memfd(4 * PAGE, 1) else {
-        skip("no guest_memfd that can be mapped but not shared");
-    };
-    let space = Space::new();
-    space.must_map(Map::file(&secret, 0, 4 * PAGE));
-    let area = mirror(&space, 0, 4 * PAGE);
-    for at in [5, 3 * PAGE + 6] {
-        assert_eq!(area.load(at), Err(Fault::hole(at)));
-        assert_eq!(area.store(at, 1), Err(Fault::hole(at)));
-    }
 }
 
 fn private_files() {

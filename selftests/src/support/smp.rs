@@ -6,7 +6,7 @@
 use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering::Relaxed, Ordering::SeqCst};
 use std::time::Duration;
 
-use super::guest::{code_page, Args, Exit, Kicker, OwnMemory, Vcpu, Vm, CODE};
+use super::guest::{code_page, Args, Exit, Kicker, OwnMemory, Vcpu, Vm, CODE, LOST};
 use super::meeting::{add, repeat};
 use super::PAGE;
 use crate::harness::skip;
@@ -178,11 +178,6 @@ pub struct Smp {
     lost: AtomicU64,
 }
 
-/// QEMU's emulation of SVM (7.2) loses a guest's registers once in some 100000 exits, with ordinary
-/// slots as well: those of the host after VMRUN are in their place, and the guest shuts down. Code
-/// and page tables here lie where nothing is changed, so that is not what the tests look for.
-const LOST: u64 = 8;
-
 impl Smp {
     /// Runs the job until told to stop. Holes and mappings that cannot serve are gone on from.
     pub fn run(&self, mut vcpu: Vcpu, job: &Job) {
@@ -211,8 +206,8 @@ impl Smp {
                     );
                     add(&self.zeros, true);
                 }
-                Exit::Other(what) if what == "Shutdown" || what == "InternalError" => {
-                    note!("vCPU {}: {what}, {}", job.vcpu, state(&mut vcpu));
+                exit if exit.is_lost() => {
+                    note!("vCPU {}: {exit:?}, {}", job.vcpu, state(&mut vcpu));
                     lost = true;
                 }
                 other => panic!("vCPU {}: {other:?}, {}", job.vcpu, state(&mut vcpu)),
