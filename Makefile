@@ -60,7 +60,8 @@ run: kernel programs
 		--timeout 120 -- vmm-demo
 
 shell: $(if $(DEBUG),kernel-debug,kernel) programs
-	@scripts/vm $(if $(DEBUG),--debug --no-leak-check) --programs --tty -- sh
+	@scripts/vm $(if $(DEBUG),--debug --no-leak-check,--with \
+		build/kernel-plain/arch/x86/boot/bzImage:/boot/bzImage) --programs --tty -- sh
 
 test: tree
 	@scripts/test

@@ -3,6 +3,7 @@
 //! Spaces are closed under several vCPUs, of one VM and of two, while their files are cut. When
 //! the close has returned, no vCPU reads or writes their pages (see `support::witness`).
 
+use std::any::Any;
 use std::fs::File;
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use std::sync::Mutex;
@@ -24,17 +25,11 @@ use crate::support::{Map, Space};
 crate::suite![closed_under_two_vcpus(300), closed_under_two_vms(300)];
 
 /// What keeps a space alive besides its first descriptor.
-enum Keeper {
-    Copy(#[allow(dead_code)] Space),
-    View(#[allow(dead_code)] Space),
-    Mirror(#[allow(dead_code)] crate::support::mirror::Area),
-}
-
-fn keeper(space: &Space, size: Size) -> Option<Keeper> {
+fn keeper(space: &Space, size: Size) -> Option<Box<dyn Any>> {
     match fastrand::u8(0..5) {
-        0 => Some(Keeper::Copy(space.dup())),
-        1 => Some(Keeper::View(space.must_view(View::of(AT, len(size))))),
-        2 => Some(Keeper::Mirror(mirror(space, AT, len(size)))),
+        0 => Some(Box::new(space.dup())),
+        1 => Some(Box::new(space.must_view(View::of(AT, len(size))))),
+        2 => Some(Box::new(mirror(space, AT, len(size)))),
         _ => None,
     }
 }
