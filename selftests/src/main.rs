@@ -59,6 +59,9 @@ mod mirror_losses;
 mod mirror_memcg;
 mod mirror_moves;
 mod mirror_nesting;
+mod mirror_pass_model;
+mod mirror_pass_races;
+mod mirror_passes;
 mod mirror_races;
 mod mirror_readonly;
 mod mirror_remote;
@@ -125,6 +128,8 @@ fn main() -> std::process::ExitCode {
         mirror_kinds::TESTS,
         mirror_dirty::TESTS,
         mirror_huge::TESTS,
+        mirror_passes::TESTS,
+        mirror_pass_model::TESTS,
         mirror_faults::TESTS,
         mirror_memcg::TESTS,
         mirror_io::TESTS,
@@ -135,6 +140,7 @@ fn main() -> std::process::ExitCode {
         mirror_fuse::TESTS,
         races::TESTS,
         mirror_races::TESTS,
+        mirror_pass_races::TESTS,
         mirror_moves::TESTS,
         mirror_losses::TESTS,
         mirror_gup::TESTS,
