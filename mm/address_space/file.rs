@@ -6,6 +6,7 @@ use core::ops::{Range, RangeInclusive};
 use kernel::{
     bindings,
     fs::{
+        fdget::Fdget,
         file::{self, FileDescriptorReservation, Offset},
         mmap::VmaDesc,
         operations::{FileOperations, Operations},
@@ -73,13 +74,13 @@ impl Asfd {
     }
 }
 
-/// A file that is known to be an asfd.
-pub(crate) struct AsfdFile(ARef<LocalFile>);
+/// A descriptor of an asfd that a system call was given.
+pub(crate) struct AsfdFile(Fdget);
 
 impl AsfdFile {
     /// Looks up a descriptor: [`EBADF`] if it is not open, [`EINVAL`] if it is not an asfd.
     pub(crate) fn from_fd(fd: i32) -> Result<Self> {
-        let file = LocalFile::fget(fd as u32)?;
+        let file = Fdget::new(fd as u32)?;
         match Asfd::from_file(&file) {
             Some(_) => Ok(Self(file)),
             None => Err(EINVAL),

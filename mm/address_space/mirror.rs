@@ -7,8 +7,11 @@
 //!
 //! # Faults
 //!
-//! First the page is looked up under the space's mmap lock. If it is not there, it is faulted in in
-//! the space, as far as that does not wait. If it would wait, the fault gives up the lock of the
+//! First the page is looked up under the space's mmap lock. If it is not there, but in the page
+//! cache of its file, it is mapped in the space with what is there around it; else it is faulted in
+//! in the space, as far as that does not wait. What follows is served along with it if the fault is
+//! a step of a pass over the mirror.
+//! If it would wait, the fault gives up the lock of the
 //! process, waits without it, and is tried again: an `munmap(2)` of the process, a change of the
 //! space and a fatal signal do not wait for a slow file. Only a fault that may not give up its lock,
 //! or that has waited in vain once before, waits with it.
@@ -16,7 +19,7 @@
 //! With its lock given up, a fault can no longer tell of errors: it finds them again when it is
 //! tried again.
 
-use core::ops::Range;
+use core::{mem::MaybeUninit, ops::Range, slice};
 use kernel::{
     bindings::{self, asfd_page},
     fs::{mmap::VmaDesc, LocalFile},
@@ -44,7 +47,13 @@ pub(crate) struct Mirror;
 static OPERATIONS: VmOps<Mirror> = VmOps::new();
 
 const AROUND: usize = bindings::ASFD_AROUND as usize;
-const PMD_SIZE: usize = 1 << bindings::PMD_SHIFT;
+const AHEAD: usize = bindings::ASFD_AHEAD as usize;
+const LOOK: usize = bindings::ASFD_LOOK as usize;
+const WRITABLE: usize = bindings::ASFD_PAGE_WRITABLE as usize;
+const AHEAD_HUGE: usize = bindings::ASFD_AHEAD_HUGE as usize;
+const PMD_SIZE: usize = bindings::ASFD_PMD_SIZE;
+const PUD_SIZE: usize = bindings::ASFD_PUD_SIZE;
+const PMD_ORDER: u32 = (PMD_SIZE / PAGE_SIZE).ilog2();
 
 /// How often a fault tries for a page that is gone again each time.
 const PATIENCE: usize = 4;
@@ -156,101 +165,259 @@ enum Size {
 }
 
 impl Size {
-    /// The range around `addr` of which nothing must be invalidated meanwhile.
-    fn around(self, addr: usize) -> Range<usize> {
-        let size = match self {
+    /// How many bytes are looked at together.
+    fn unit(self) -> usize {
+        match self {
             Size::Pages => AROUND * PAGE_SIZE,
             Size::Huge => PMD_SIZE,
-        };
-        let start = addr - addr % size;
-        start..start + size
+        }
+    }
+
+    /// How many more a step of a pass over the mirror is served.
+    fn ahead(self) -> usize {
+        match self {
+            Size::Pages => AHEAD * PAGE_SIZE,
+            Size::Huge => AHEAD_HUGE * PMD_SIZE,
+        }
+    }
+
+    /// How many bytes one table of entries of this size maps.
+    fn table(self) -> usize {
+        match self {
+            Size::Pages => PMD_SIZE,
+            Size::Huge => PUD_SIZE,
+        }
+    }
+
+    /// The unit that `addr` is in.
+    fn around(self, addr: usize) -> Range<usize> {
+        let start = addr - addr % self.unit();
+        start..start + self.unit()
     }
 }
 
 /// What came of a look at the page tables of the space.
+#[derive(Clone, Copy, PartialEq, Eq)]
 enum Look {
-    /// It was there, and is installed, or the access will fault once more.
+    /// It was there, and is installed.
     Served,
     /// It is there, but not in that size.
     Small,
     /// It is not there, or not for writing.
     Absent,
+    /// It was there, and was taken away meanwhile, as may be what else was seen.
+    Stale,
 }
 
-/// Looks up the page of `fault`, which is at `addr` of the space's mm, in `area`, and installs it.
-fn look(
-    fault: &Fault<'_>,
-    mirrors: &Mirrors,
-    settled: &Settled,
-    area: &VmaRef,
-    addr: usize,
+impl Look {
+    fn installed(installed: bool) -> Self {
+        match installed {
+            true => Look::Served,
+            false => Look::Stale,
+        }
+    }
+}
+
+/// A fault, and what it is served from. The area is locked, and permits the access.
+struct Service<'a> {
+    fault: &'a Fault<'a>,
+    mirrors: &'a Mirrors,
+    area: &'a VmaRef,
     size: Size,
-) -> Look {
-    let vmf = fault.as_raw();
-    if size == Size::Huge {
+    /// The page in the space's mm.
+    page: usize,
+    /// Where the page, or the huge page that it is in, begins in the mirror and in the space's mm.
+    here: usize,
+    addr: usize,
+}
+
+impl Service<'_> {
+    /// Serves the unit of the fault, if its page can be had without waiting. [`EAGAIN`] if not.
+    fn serve(&self, guard: &MmapReadGuard<'_>, settled: &Settled) -> Result<Look> {
+        let unit = self.size.around(self.addr);
+        if self.size == Size::Huge && !self.has_all(&unit) {
+            return Ok(Look::Small);
+        }
+        let unit = self.clip(unit);
+        let mut found = self.look(settled, self.page, &unit);
+        let mut mapped = false;
+        if found == Look::Absent {
+            mapped = self.map_cached(self.page, unit.clone());
+            if mapped {
+                found = self.look(settled, self.page, &unit);
+            }
+        }
+        if found == Look::Served && self.is_pass() {
+            self.serve_ahead(mapped);
+        }
+        if found != Look::Absent {
+            return Ok(found);
+        }
+        if !guard.fault_in_nowait(self.area, self.page, self.fault.is_write())? {
+            return Err(EAGAIN);
+        }
+        // What is not in the page cache is not there around the page either.
+        let part = match self.size {
+            Size::Pages => self.page..self.page + PAGE_SIZE,
+            Size::Huge => unit,
+        };
+        Ok(self.look(settled, self.page, &part))
+    }
+
+    /// Has the area all of `range`?
+    fn has_all(&self, range: &Range<usize>) -> bool {
+        self.area.start() <= range.start && range.end <= self.area.end()
+    }
+
+    /// As much of `range` as lies in both areas and, here and there, in one table with the page.
+    fn clip(&self, range: Range<usize>) -> Range<usize> {
+        let (addr, here, table) = (self.addr, self.here, self.size.table());
+        let vma = self.fault.vma();
+
+        // How far it reaches below and above the page.
+        let below = (addr - self.area.start())
+            .min(here - vma.start())
+            .min(addr % table)
+            .min(here % table);
+        let above = (self.area.end() - addr)
+            .min(vma.end() - here)
+            .min(table - addr % table)
+            .min(table - here % table);
+        range.start.max(addr - below)..range.end.min(addr + above)
+    }
+
+    /// Is the fault a step of a pass over the mirror? The unit before this one has then been
+    /// served, and the next one has not.
+    fn is_pass(&self) -> bool {
+        let unit = self.size.around(self.addr);
+        let clipped = self.clip(unit.start.saturating_sub(PAGE_SIZE)..unit.end + PAGE_SIZE);
+        clipped.start < unit.start
+            && unit.end < clipped.end
+            && self.is_mapped(clipped.start)
+            && !self.is_mapped(unit.end)
+    }
+
+    /// Is the page at `addr` there in the mirror? It is in one table with that of the fault.
+    fn is_mapped(&self, addr: usize) -> bool {
+        let (vmf, here) = (self.fault.as_raw(), self.here_of(addr));
+        match self.size {
+            // SAFETY: The fault is valid, and the address in the table of the one that faulted.
+            Size::Pages => unsafe { bindings::asfd_is_mapped(vmf, here) },
+            // SAFETY: As above.
+            Size::Huge => unsafe { bindings::asfd_is_mapped_huge(vmf, here) },
+        }
+    }
+
+    /// Serves what follows the unit of the fault, as far as it is there; or is in the page cache
+    /// only, as the page of the fault was.
+    fn serve_ahead(&self, map: bool) {
+        let start = self.size.around(self.addr).end;
+        let Some(settled) = self.mirrors.try_settled(start..start + self.size.ahead()) else {
+            return;
+        };
+        let ahead = self.clip(settled.range().clone());
+        let step = match self.size {
+            Size::Pages => LOOK * PAGE_SIZE,
+            Size::Huge => PMD_SIZE,
+        };
+        for start in ahead.clone().step_by(step) {
+            let part = start..(start + step).min(ahead.end);
+            if self.size == Size::Huge && part.len() < step {
+                return;
+            }
+            if map {
+                self.map_cached(start, part.clone());
+            }
+            if self.look(&settled, start, &part) != Look::Served {
+                return;
+            }
+        }
+    }
+
+    fn look(&self, settled: &Settled, addr: usize, part: &Range<usize>) -> Look {
+        match self.size {
+            Size::Pages => self.look_around(settled, addr, part),
+            Size::Huge => self.look_huge(settled, addr, part.start),
+        }
+    }
+
+    /// Does the page at `addr` have to be writable?
+    fn writes(&self, addr: usize) -> bool {
+        self.fault.is_write() && addr == self.page
+    }
+
+    /// Where an address of the space's mm lies in the mirror.
+    fn here_of(&self, addr: usize) -> usize {
+        self.here + addr - self.addr
+    }
+
+    fn look_huge(&self, settled: &Settled, addr: usize, start: usize) -> Look {
         let mut page = asfd_page::default();
         // SAFETY: The area is locked, and the address in it.
-        if !unsafe { bindings::asfd_look_huge(area.as_ptr(), addr, &mut page) } {
+        if !unsafe { bindings::asfd_look_huge(self.area.as_ptr(), addr, &mut page) } {
             return Look::Absent;
         }
-        if !page.present {
+        if page.entry == 0 {
             return Look::Small;
         }
-        if fault.is_write() && !page.writable {
+        if self.writes(addr) && page.entry & WRITABLE == 0 {
             return Look::Absent;
         }
-        // SAFETY: The fault is locked, and its huge page within its area; the lock of the mirrors
-        // is held.
-        mirrors.install(settled, || unsafe {
-            bindings::asfd_install_huge(vmf, &page)
+        let (vmf, here) = (self.fault.as_raw(), self.here_of(start));
+        // SAFETY: The fault is locked, and the huge page within its area and in one table with it;
+        // the lock of the mirrors is held.
+        let installed = self.mirrors.install(settled, || unsafe {
+            bindings::asfd_install_huge(vmf, here, &page)
         });
-        return Look::Served;
+        Look::installed(installed)
     }
 
-    let around = around(fault, area, addr);
-    let first = fault.address() - (addr - around.start);
-    let mut pages = [asfd_page::default(); AROUND];
-    let nr = around.len() / PAGE_SIZE;
-    // SAFETY: The area is locked, and the range in it and in one page table; there is room.
-    let present = unsafe {
-        bindings::asfd_look_around(
-            area.as_ptr(),
-            addr,
-            around.start,
-            nr as u32,
-            pages.as_mut_ptr(),
-        )
-    };
-    let page = pages[(addr - around.start) / PAGE_SIZE];
-    if !present || fault.is_write() && !page.writable {
-        return Look::Absent;
+    fn look_around(&self, settled: &Settled, addr: usize, part: &Range<usize>) -> Look {
+        let mut pages = [const { MaybeUninit::<asfd_page>::uninit() }; LOOK];
+        let nr = (part.len() / PAGE_SIZE).min(LOOK);
+        // SAFETY: The area is locked, and the range in it and in one page table; there is room.
+        let present = unsafe {
+            let pages = pages.as_mut_ptr().cast();
+            bindings::asfd_look_around(self.area.as_ptr(), addr, part.start, nr as u32, pages)
+        };
+        if !present {
+            return Look::Absent;
+        }
+        // SAFETY: The first `nr` of them were filled in.
+        let pages = unsafe { slice::from_raw_parts(pages.as_ptr().cast::<asfd_page>(), nr) };
+        let page = pages[(addr - part.start) / PAGE_SIZE];
+        if page.entry == 0 || self.writes(addr) && page.entry & WRITABLE == 0 {
+            return Look::Absent;
+        }
+        let (vmf, here) = (self.fault.as_raw(), self.here_of(part.start));
+        // SAFETY: The fault is locked, and the range within its area and in one page table with
+        // it; the lock of the mirrors is held.
+        let installed = self.mirrors.install(settled, || unsafe {
+            bindings::asfd_install_pages(vmf, here, nr as u32, pages.as_ptr())
+        });
+        Look::installed(installed)
     }
-    // SAFETY: The fault is locked, and the range within its area and in one page table; the lock
-    // of the mirrors is held.
-    mirrors.install(settled, || unsafe {
-        bindings::asfd_install_pages(vmf, first, nr as u32, pages.as_ptr())
-    });
-    Look::Served
-}
 
-/// What is served along with `addr`: so much around it as lies in one page table, in the mirror as
-/// in the space, and in both areas.
-fn around(fault: &Fault<'_>, area: &VmaRef, addr: usize) -> Range<usize> {
-    let vma = fault.vma();
-    let here = fault.address();
-    let window = AROUND * PAGE_SIZE;
-
-    // How far it reaches below and above the page.
-    let in_space = addr % window;
-    let below = in_space
-        .min(addr - area.start())
-        .min(here - vma.start())
-        .min(here % PMD_SIZE);
-    let above = (window - in_space)
-        .min(area.end() - addr)
-        .min(vma.end() - here)
-        .min(PMD_SIZE - here % PMD_SIZE);
-    addr - below..addr + above
+    /// Maps in the space what the file has in its page cache of `range`, or of the huge page at its
+    /// start. Returns whether the page at `addr` is mapped now, and in that size.
+    fn map_cached(&self, addr: usize, range: Range<usize>) -> bool {
+        let (len, order) = match self.size {
+            Size::Pages => (range.len(), 0),
+            Size::Huge => (PMD_SIZE, PMD_ORDER),
+        };
+        // SAFETY: The area is locked, by a lock that may be held while sleeping, and the pages are
+        // in it and in one page table.
+        unsafe {
+            bindings::asfd_map_cached(
+                self.area.as_ptr(),
+                addr,
+                range.start,
+                (len / PAGE_SIZE) as u32,
+                self.fault.is_write(),
+                order,
+            )
+        }
+    }
 }
 
 /// Serves `fault` from what the space has, or can have without waiting. [`None`] if it would wait,
@@ -276,22 +443,30 @@ fn attempt<'a>(
         if !permits(area, write) {
             return Some(Outcome::SIGSEGV);
         }
-        match look(fault, mirrors, &settled, area, addr, size) {
-            Look::Served => return Some(Outcome::NOPAGE | major),
-            Look::Small => return Some(Outcome::FALLBACK),
-            Look::Absent => {}
-        }
-
+        let within = match size {
+            Size::Pages => 0,
+            Size::Huge => addr % PMD_SIZE,
+        };
+        let service = Service {
+            fault,
+            mirrors,
+            area,
+            size,
+            page: addr,
+            here: fault.address() - within,
+            addr: addr - within,
+        };
         let _charge = ChargeTo::new(asfd.owner.mm());
         let counts = FaultCounts::now();
-        let there = guard.fault_in_nowait(addr, write);
+        let served = service.serve(&guard, &settled);
         if counts.restore() {
             major = Outcome::MAJOR;
         }
-        match there {
-            // It may have been mapped elsewhere, so it has to be looked up.
-            Ok(true) => {}
-            Ok(false) | Err(EINTR) => return None,
+        match served {
+            Ok(Look::Served) => return Some(Outcome::NOPAGE | major),
+            Ok(Look::Small) => return Some(Outcome::FALLBACK),
+            Ok(Look::Absent | Look::Stale) => {}
+            Err(EAGAIN) | Err(EINTR) => return None,
             // Under pressure, for the moment perhaps: once more.
             Err(ENOMEM) if !fault.tried() => return None,
             Err(EHWPOISON) => return Some(Outcome::HWPOISON),
@@ -383,7 +558,7 @@ impl VmOperations for Mirror {
     fn huge_fault(fault: Fault<'_>, order: u32) -> Outcome {
         let start = fault.address() - fault.address() % PMD_SIZE;
         let vma = fault.vma();
-        let fits = order == bindings::PMD_SHIFT - bindings::PAGE_SHIFT
+        let fits = order == PMD_ORDER
             && (vma.start()..=vma.end() - PMD_SIZE.min(vma.end())).contains(&start)
             && mm_address(fault.pgoff()) % PMD_SIZE == fault.address() % PMD_SIZE;
         if fits {
@@ -393,26 +568,9 @@ impl VmOperations for Mirror {
         }
     }
 
-    fn map_pages(fault: &Fault<'_>, _pages: Range<usize>) -> Outcome {
-        let addr = mm_address(fault.pgoff());
-        let served = || {
-            let (asfd, mirrors) = behind(fault.vma())?;
-            let settled = mirrors.try_settled(Size::Pages.around(addr))?;
-            let guard = asfd.owner.mm().mmap_read_trylock()?;
-            let area = guard.vma_lookup(addr)?;
-            // The locks of hugetlb sleep.
-            if !permits(area, false) || area.flags() & virt::flags::HUGETLB != 0 {
-                return None;
-            }
-            match look(fault, mirrors, &settled, area, addr, Size::Pages) {
-                Look::Served => Some(()),
-                _ => None,
-            }
-        };
-        match served() {
-            Some(()) => Outcome::NOPAGE,
-            None => Outcome::NOTHING,
-        }
+    /// `fault` does it. But an area without this would have each fault take the mmap lock.
+    fn map_pages(_fault: &Fault<'_>, _pages: Range<usize>) -> Outcome {
+        Outcome::NOTHING
     }
 
     fn pfn_mkwrite(fault: Fault<'_>) -> Outcome {

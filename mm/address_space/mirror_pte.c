@@ -22,6 +22,23 @@
 #include "../internal.h"
 #include "asfd.h"
 
+static struct asfd_page page_of(unsigned long pfn, bool writable)
+{
+	unsigned long flags = ASFD_PAGE_PRESENT;
+
+	if (writable)
+		flags |= ASFD_PAGE_WRITABLE;
+	return (struct asfd_page){ pfn << ASFD_PAGE_SHIFT | flags };
+}
+
+static struct asfd_page page_of_pte(pte_t pte)
+{
+	/* What is special has no page, but for the one of zeros. */
+	if (!pte_present(pte) || (pte_special(pte) && !is_zero_pfn(pte_pfn(pte))))
+		return (struct asfd_page){};
+	return page_of(pte_pfn(pte), pte_write(pte));
+}
+
 /*
  * Look up the @nr pages from @start, all of them in @vma and in one page table,
  * if the one at @addr is present. The caller holds the mmap lock. Does not sleep
@@ -34,39 +51,33 @@ bool asfd_look_around(struct vm_area_struct *vma, unsigned long addr,
 		      struct asfd_page *pages)
 {
 	struct folio_walk fw;
+	struct asfd_page first;
 	unsigned int i;
 
 	if (!folio_walk_start(&fw, vma, addr, FW_ZEROPAGE))
 		return false;
 
-	for (i = 0; i < nr; i++, start += PAGE_SIZE) {
-		long offset = ((long)start - (long)addr) / (long)PAGE_SIZE;
-		struct asfd_page *page = &pages[i];
-		pte_t pte;
-
-		page->present = true;
-		switch (fw.level) {
-		case FW_LEVEL_PTE:
-			pte = ptep_get(fw.ptep + offset);
-			page->present = pte_present(pte) &&
-				(vm_normal_page(vma, start, pte) ||
-				 is_zero_pfn(pte_pfn(pte)));
-			page->pfn = pte_pfn(pte);
-			page->writable = pte_write(pte);
-			break;
-		case FW_LEVEL_PMD:
-			page->pfn = pmd_pfn(fw.pmd) +
-				((start & ~PMD_MASK) >> PAGE_SHIFT);
-			page->writable = pmd_write(fw.pmd);
-			break;
-		case FW_LEVEL_PUD:
-			page->pfn = pud_pfn(fw.pud) +
-				((start & ~PUD_MASK) >> PAGE_SHIFT);
-			page->writable = pud_write(fw.pud);
-			break;
-		}
+	switch (fw.level) {
+	case FW_LEVEL_PTE:
+		fw.ptep -= (addr - start) >> PAGE_SHIFT;
+		for (i = 0; i < nr; i++)
+			pages[i] = page_of_pte(ptep_get(fw.ptep + i));
+		folio_walk_end(&fw, vma);
+		return true;
+	case FW_LEVEL_PMD:
+		first = page_of(pmd_pfn(fw.pmd) + pte_index(start),
+				pmd_write(fw.pmd));
+		break;
+	case FW_LEVEL_PUD:
+		first = page_of(pud_pfn(fw.pud) +
+				((start & ~PUD_MASK) >> PAGE_SHIFT),
+				pud_write(fw.pud));
+		break;
 	}
 	folio_walk_end(&fw, vma);
+
+	for (i = 0; i < nr; i++)
+		pages[i].entry = first.entry + ((unsigned long)i << ASFD_PAGE_SHIFT);
 	return true;
 }
 
@@ -85,27 +96,26 @@ bool asfd_look_huge(struct vm_area_struct *vma, unsigned long addr,
 	if (!folio_walk_start(&fw, vma, addr, FW_ZEROPAGE))
 		return false;
 
-	page->present = fw.level != FW_LEVEL_PTE;
-	if (fw.level == FW_LEVEL_PMD) {
-		page->present = !is_huge_zero_pmd(fw.pmd);
-		page->pfn = pmd_pfn(fw.pmd);
-		page->writable = pmd_write(fw.pmd);
-	} else if (fw.level == FW_LEVEL_PUD) {
-		page->pfn = pud_pfn(fw.pud) +
-			((addr & PMD_MASK & ~PUD_MASK) >> PAGE_SHIFT);
-		page->writable = pud_write(fw.pud);
-	}
+	page->entry = 0;
+	if (fw.level == FW_LEVEL_PMD && !is_huge_zero_pmd(fw.pmd))
+		*page = page_of(pmd_pfn(fw.pmd), pmd_write(fw.pmd));
+	else if (fw.level == FW_LEVEL_PUD)
+		*page = page_of(pud_pfn(fw.pud) +
+				((addr & PMD_MASK & ~PUD_MASK) >> PAGE_SHIFT),
+				pud_write(fw.pud));
 	folio_walk_end(&fw, vma);
 	return true;
 }
 
-/* May the mirror write to the page without a further fault? See above. */
-static bool mirror_writable(struct vm_fault *vmf, const struct asfd_page *page,
-			    bool wanted)
+/*
+ * May the mirror, of which a page permits writing, write to it without a further
+ * fault? See above. If this is the fault for it, it may from now on.
+ */
+static bool mirror_writable(const struct asfd_page *page, bool wanted)
 {
-	struct folio *folio = pfn_folio(page->pfn);
+	struct folio *folio = pfn_folio(page->entry >> ASFD_PAGE_SHIFT);
 
-	if (!page->writable || !(vmf->vma->vm_flags & VM_WRITE))
+	if (!(page->entry & ASFD_PAGE_WRITABLE))
 		return false;
 	if (wanted)
 		folio_mark_dirty(folio);
@@ -113,47 +123,79 @@ static bool mirror_writable(struct vm_fault *vmf, const struct asfd_page *page,
 	return folio_test_dirty(folio) || folio_test_hugetlb(folio);
 }
 
-static void install_pte(struct vm_fault *vmf, unsigned long addr, pte_t *ptep,
-			const struct asfd_page *page)
+/*
+ * Is @addr mapped in the mirror? It is in the page table of the address that
+ * faulted. Nothing is locked: the answer is good for guesses only.
+ */
+bool asfd_is_mapped(struct vm_fault *vmf, unsigned long addr)
 {
-	bool target = addr == vmf->address;
-	bool wanted = target && (vmf->flags & FAULT_FLAG_WRITE);
+	bool mapped = false;
+	pte_t *pte;
+
+	pte = pte_offset_map(vmf->pmd, addr);
+	if (pte) {
+		mapped = pte_present(ptep_get_lockless(pte));
+		pte_unmap(pte);
+	}
+	return mapped;
+}
+
+static pmd_t *pmd_of(struct vm_fault *vmf, unsigned long addr)
+{
+	return vmf->pmd + pmd_index(addr) - pmd_index(vmf->address);
+}
+
+/* As above, of huge pages. */
+bool asfd_is_mapped_huge(struct vm_fault *vmf, unsigned long addr)
+{
+	return pmd_trans_huge(pmdp_get_lockless(pmd_of(vmf, addr)));
+}
+
+/* The page of the fault: what is there already may get more access. */
+static void install_target(struct vm_fault *vmf, pte_t *ptep,
+			   const struct asfd_page *page)
+{
+	bool wanted = vmf->flags & FAULT_FLAG_WRITE;
+	unsigned long pfn = page->entry >> ASFD_PAGE_SHIFT;
+	unsigned long addr = vmf->address;
 	struct vm_area_struct *vma = vmf->vma;
 	pte_t pte = ptep_get(ptep);
+	bool none = pte_none(pte);
 
-	if (pte_none(pte)) {
-		pte = pte_mkspecial(pfn_pte(page->pfn, vma->vm_page_prot));
-		if (target)
-			pte = pte_mkyoung(pte);
-		if (mirror_writable(vmf, page, wanted))
-			pte = pte_mkwrite(pte_mkdirty(pte), vma);
+	if (none)
+		pte = pte_mkspecial(pfn_pte(pfn, vma->vm_page_prot));
+	/* What is there was not invalidated, so it is this page. */
+	else if (WARN_ON_ONCE(!pte_present(pte) || pte_pfn(pte) != pfn))
+		return;
+
+	pte = pte_mkyoung(pte);
+	if ((none || wanted) && (vma->vm_flags & VM_WRITE) &&
+	    mirror_writable(page, wanted))
+		pte = pte_mkdirty(pte_mkwrite(pte, vma));
+
+	if (none)
 		set_pte_at(vma->vm_mm, addr, ptep, pte);
-		update_mmu_cache_range(vmf, vma, addr, ptep, 1);
-	} else if (target) {
-		/* What is there was not invalidated, so it is this page. */
-		if (WARN_ON_ONCE(!pte_present(pte) || pte_pfn(pte) != page->pfn))
-			return;
-		pte = pte_mkyoung(pte);
-		if (wanted && mirror_writable(vmf, page, true))
-			pte = pte_mkwrite(pte_mkdirty(pte), vma);
-		if (ptep_set_access_flags(vma, addr, ptep, pte, wanted))
-			update_mmu_cache_range(vmf, vma, addr, ptep, 1);
-	}
+	else if (!ptep_set_access_flags(vma, addr, ptep, pte, wanted))
+		return;
+	update_mmu_cache_range(vmf, vma, addr, ptep, 1);
 }
 
 /*
  * Install those of the @nr pages that are present, at and after @addr of the
- * mirror. They are in one page table, one of them is the one that faulted, and
- * the space's lock is held.
+ * mirror. They are in the page table of the one that faulted, and the space's
+ * lock is held.
  *
  * Return: false if there is no page table to put them in, for now.
  */
 bool asfd_install_pages(struct vm_fault *vmf, unsigned long addr,
 			unsigned int nr, const struct asfd_page *pages)
 {
-	struct mm_struct *mm = vmf->vma->vm_mm;
+	struct vm_area_struct *vma = vmf->vma;
+	bool may_write = vma->vm_flags & VM_WRITE;
+	pgprot_t prot = vma->vm_page_prot;
+	struct mm_struct *mm = vma->vm_mm;
 	spinlock_t *ptl;
-	pte_t *pte;
+	pte_t *ptep;
 	unsigned int i;
 
 	if (pmd_none(pmdp_get_lockless(vmf->pmd))) {
@@ -162,50 +204,69 @@ bool asfd_install_pages(struct vm_fault *vmf, unsigned long addr,
 		pmd_install(mm, vmf->pmd, &vmf->prealloc_pte);
 	}
 
-	pte = pte_offset_map_lock(mm, vmf->pmd, addr, &ptl);
-	if (!pte)
+	ptep = pte_offset_map_lock(mm, vmf->pmd, addr, &ptl);
+	if (!ptep)
 		return false;
 	for (i = 0; i < nr; i++, addr += PAGE_SIZE) {
-		if (pages[i].present)
-			install_pte(vmf, addr, pte + i, &pages[i]);
+		pte_t pte;
+
+		if (!pages[i].entry)
+			continue;
+		if (addr == vmf->address) {
+			install_target(vmf, ptep + i, &pages[i]);
+			continue;
+		}
+		if (!pte_none(ptep_get(ptep + i)))
+			continue;
+		pte = pte_mkspecial(pfn_pte(pages[i].entry >> ASFD_PAGE_SHIFT,
+					    prot));
+		if (may_write && mirror_writable(&pages[i], false))
+			pte = pte_mkdirty(pte_mkwrite_novma(pte));
+		set_pte_at(mm, addr, ptep + i, pte);
+		update_mmu_cache_range(vmf, vma, addr, ptep + i, 1);
 	}
-	pte_unmap_unlock(pte, ptl);
+	pte_unmap_unlock(ptep, ptl);
 	return true;
 }
 
 /*
- * Install PMD_SIZE around the address that faulted, which all lie in the mirror.
- * The space's lock is held.
+ * Install PMD_SIZE at @addr, which all lie in the mirror, and in one table with
+ * the address that faulted. The space's lock is held.
  *
- * Return: false if a page table has come in between.
+ * Return: false if there is a page table.
  */
-bool asfd_install_huge(struct vm_fault *vmf, const struct asfd_page *page)
+bool asfd_install_huge(struct vm_fault *vmf, unsigned long addr,
+		       const struct asfd_page *page)
 {
-	bool wanted = vmf->flags & FAULT_FLAG_WRITE;
-	unsigned long addr = vmf->address & PMD_MASK;
+	bool target = addr == (vmf->address & PMD_MASK);
+	bool wanted = target && (vmf->flags & FAULT_FLAG_WRITE);
+	unsigned long pfn = page->entry >> ASFD_PAGE_SHIFT;
 	struct vm_area_struct *vma = vmf->vma;
+	bool may_write = vma->vm_flags & VM_WRITE;
+	pmd_t *pmdp = pmd_of(vmf, addr);
 	struct mm_struct *mm = vma->vm_mm;
 	bool done = true;
 	spinlock_t *ptl;
 	pmd_t pmd;
 
-	ptl = pmd_lock(mm, vmf->pmd);
-	pmd = pmdp_get(vmf->pmd);
+	ptl = pmd_lock(mm, pmdp);
+	pmd = pmdp_get(pmdp);
 	if (pmd_none(pmd)) {
-		pmd = pmd_mkhuge(pfn_pmd(page->pfn, vma->vm_page_prot));
-		pmd = pmd_mkyoung(pmd_mkspecial(pmd));
-		if (mirror_writable(vmf, page, wanted))
-			pmd = pmd_mkwrite(pmd_mkdirty(pmd), vma);
-		set_pmd_at(mm, addr, vmf->pmd, pmd);
-		update_mmu_cache_pmd(vma, addr, vmf->pmd);
+		pmd = pmd_mkspecial(pmd_mkhuge(pfn_pmd(pfn, vma->vm_page_prot)));
+		if (target)
+			pmd = pmd_mkyoung(pmd);
+		if (may_write && mirror_writable(page, wanted))
+			pmd = pmd_mkdirty(pmd_mkwrite(pmd, vma));
+		set_pmd_at(mm, addr, pmdp, pmd);
+		update_mmu_cache_pmd(vma, addr, pmdp);
 	} else if (!pmd_trans_huge(pmd)) {
 		done = false;
-	} else if (!WARN_ON_ONCE(pmd_pfn(pmd) != page->pfn)) {
+	} else if (target && !WARN_ON_ONCE(pmd_pfn(pmd) != pfn)) {
 		pmd = pmd_mkyoung(pmd);
-		if (wanted && mirror_writable(vmf, page, true))
-			pmd = pmd_mkwrite(pmd_mkdirty(pmd), vma);
-		if (pmdp_set_access_flags(vma, addr, vmf->pmd, pmd, wanted))
-			update_mmu_cache_pmd(vma, addr, vmf->pmd);
+		if (wanted && may_write && mirror_writable(page, true))
+			pmd = pmd_mkdirty(pmd_mkwrite(pmd, vma));
+		if (pmdp_set_access_flags(vma, addr, pmdp, pmd, wanted))
+			update_mmu_cache_pmd(vma, addr, pmdp);
 	}
 	spin_unlock(ptl);
 	return done;

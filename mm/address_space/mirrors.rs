@@ -36,6 +36,8 @@ const REMEMBERED: usize = 16;
 struct State {
     /// The ids and ranges of invalidations that have started and not ended.
     under_way: [(usize, Range<usize>); REMEMBERED],
+    /// How many those are.
+    slots: usize,
     /// Those for which there was no room.
     overflow: usize,
     /// The ranges of the last ones that have started: number n is at n modulo the length.
@@ -54,6 +56,7 @@ impl State {
     fn new() -> Self {
         Self {
             under_way: [const { (0, NOTHING) }; REMEMBERED],
+            slots: 0,
             overflow: 0,
             last: [const { NOTHING }; REMEMBERED],
             started: 0,
@@ -64,14 +67,20 @@ impl State {
         self.last[self.started as usize % REMEMBERED] = range.clone();
         self.started += 1;
         match self.under_way.iter_mut().find(|slot| slot.0 == 0) {
-            Some(slot) => *slot = (id, range),
+            Some(slot) => {
+                *slot = (id, range);
+                self.slots += 1;
+            }
             None => self.overflow += 1,
         }
     }
 
     fn end(&mut self, id: usize) {
         match self.under_way.iter_mut().find(|slot| slot.0 == id) {
-            Some(slot) => *slot = (0, NOTHING),
+            Some(slot) => {
+                *slot = (0, NOTHING);
+                self.slots -= 1;
+            }
             None => self.overflow = self.overflow.saturating_sub(1),
         }
     }
@@ -79,10 +88,7 @@ impl State {
     /// Is no invalidation of `range` under way?
     fn is_settled(&self, range: &Range<usize>) -> bool {
         self.overflow == 0
-            && !self
-                .under_way
-                .iter()
-                .any(|(_, other)| overlap(other, range))
+            && (self.slots == 0 || !self.under_way.iter().any(|slot| overlap(&slot.1, range)))
     }
 
     /// Has none of `range` started since there were `started`?
@@ -116,6 +122,13 @@ unsafe impl Sync for Mirrors {}
 pub(crate) struct Settled {
     range: Range<usize>,
     started: u64,
+}
+
+impl Settled {
+    /// The range.
+    pub(crate) fn range(&self) -> &Range<usize> {
+        &self.range
+    }
 }
 
 impl Mirrors {

@@ -4,10 +4,13 @@
 //!
 //! C header: [`include/linux/mm.h`](srctree/include/linux/mm.h)
 
-use super::{MmWithUser, MmapReadGuard};
+use super::{
+    virt::{self, VmaRef},
+    MmWithUser, MmapReadGuard,
+};
 use crate::{
     bindings,
-    error::{code::*, Error, Result},
+    error::{code::*, to_result, Error, Result},
     iov::{IovIterDest, IovIterSource},
     page::{PAGE_MASK, PAGE_SIZE},
 };
@@ -37,6 +40,9 @@ pub const PIN_BATCH: usize = 32;
 /// assert_eq!(pinned.len(), 100);
 /// drop(pinned);
 ///
+/// // It is present now, and what was never touched is not.
+/// assert!(mm.mmap_read_lock().pin_present(start, 1, true).is_ok());
+///
 /// // Nothing is mapped there.
 /// assert!(mm.mmap_read_lock().pin(start + PAGE_SIZE, 1, false).is_err());
 /// # Ok::<(), Error>(())
@@ -64,7 +70,32 @@ impl<'a> MmapReadGuard<'a> {
     /// Fewer bytes may be pinned than were asked for, but at least one. [`EFAULT`] says that there
     /// is no mapping, that it does not permit the access, or that it cannot serve it.
     pub fn pin(self, addr: usize, len: usize, write: bool) -> Result<PinnedPages<'a>> {
-        let wanted = pages_of(addr, len)?.min(PIN_BATCH);
+        self.pin_with(addr, len, write, 0).map_err(|(err, _)| err)
+    }
+
+    /// As [`Self::pin`], but pins only what is present. Gives the lock back if the first page is
+    /// not, or cannot be pinned as it is.
+    pub fn pin_present(
+        self,
+        addr: usize,
+        len: usize,
+        write: bool,
+    ) -> Result<PinnedPages<'a>, Self> {
+        self.pin_with(addr, len, write, bindings::FOLL_NOFAULT)
+            .map_err(|(_, guard)| guard)
+    }
+
+    fn pin_with(
+        self,
+        addr: usize,
+        len: usize,
+        write: bool,
+        flags: u32,
+    ) -> Result<PinnedPages<'a>, (Error, Self)> {
+        let wanted = match pages_of(addr, len) {
+            Ok(count) => count.min(PIN_BATCH),
+            Err(err) => return Err((err, self)),
+        };
         let mut pages = [ptr::null_mut(); PIN_BATCH];
         // SAFETY: The mmap lock is held and, as no flag is passed for it, kept; `pages` has room
         // for `wanted` pointers.
@@ -73,14 +104,14 @@ impl<'a> MmapReadGuard<'a> {
                 self.mm.as_raw(),
                 addr & PAGE_MASK,
                 wanted,
-                gup_flags(write),
+                gup_flags(write) | flags,
                 pages.as_mut_ptr(),
                 ptr::null_mut(),
             )
         };
         let count = match ret {
-            ..0 => return Err(Error::from_errno(ret as i32)),
-            0 => return Err(EFAULT),
+            ..0 => return Err((Error::from_errno(ret as i32), self)),
+            0 => return Err((EFAULT, self)),
             _ => ret as usize,
         };
         let offset = addr & !PAGE_MASK;
@@ -125,25 +156,32 @@ impl<'a> MmapReadGuard<'a> {
         Ok((ret as usize, guard))
     }
 
-    /// Faults in the page at `addr`, for writing if `write`, as far as that does not wait for a
-    /// device or a lock that is held for long. Returns whether it did. The lock is kept.
-    pub fn fault_in_nowait(&self, addr: usize, write: bool) -> Result<bool> {
-        let flags = gup_flags(write) | bindings::FOLL_NOWAIT | bindings::FOLL_HWPOISON;
-        // SAFETY: The mmap lock is held; no pages are asked for.
-        let ret = unsafe {
-            bindings::get_user_pages_remote(
-                self.mm.as_raw(),
-                addr & PAGE_MASK,
-                1,
-                flags,
-                ptr::null_mut(),
-                ptr::null_mut(),
-            )
-        };
-        match ret {
-            ..0 => Err(Error::from_errno(ret as i32)),
-            n => Ok(n == 1),
+    /// Faults in the page at `addr` of `vma`, for writing if `write`, as far as that does not wait
+    /// for a device or a lock that is held for long. Returns whether it did; the page may be gone
+    /// again. The lock is kept.
+    ///
+    /// `vma` has to permit the access. [`EFAULT`] where it cannot serve it, or is not of this mm.
+    pub fn fault_in_nowait(&self, vma: &VmaRef, addr: usize, write: bool) -> Result<bool> {
+        if !ptr::eq(vma.mm().as_raw(), self.mm.as_raw())
+            || !(vma.start()..vma.end()).contains(&addr)
+            || vma.flags() & (virt::flags::IO | virt::flags::PFNMAP) != 0
+        {
+            return Err(EFAULT);
         }
+        let mut flags = bindings::fault_flag_FAULT_FLAG_REMOTE
+            | bindings::fault_flag_FAULT_FLAG_ALLOW_RETRY
+            | bindings::fault_flag_FAULT_FLAG_RETRY_NOWAIT;
+        if write {
+            flags |= bindings::fault_flag_FAULT_FLAG_WRITE;
+        }
+        // SAFETY: The VMA is valid, its mmap lock is held, and with these flags kept.
+        let outcome = unsafe {
+            bindings::handle_mm_fault(vma.as_ptr(), addr & PAGE_MASK, flags, ptr::null_mut())
+        };
+        // SAFETY: There are no requirements.
+        let errno = unsafe { bindings::vm_fault_to_errno(outcome, bindings::FOLL_HWPOISON as i32) };
+        to_result(errno)?;
+        Ok(outcome & bindings::vm_fault_reason_VM_FAULT_RETRY == 0)
     }
 }
 
