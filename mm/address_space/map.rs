@@ -5,7 +5,7 @@
 use core::ops::Range;
 use kernel::{
     fs::{
-        mmap::{hugetlb_page_size, Backing},
+        mmap::{hugetlb_page_size, MappableFile},
         LocalFile,
     },
     mm::{
@@ -139,7 +139,7 @@ impl TryFrom<&Args> for Request {
 
 /// A file that can be mapped into a space, if any, and the length of its mapping.
 struct Backed {
-    file: Option<ARef<LocalFile>>,
+    file: Option<MappableFile>,
     len: u64,
     page_size: usize,
 }
@@ -148,14 +148,12 @@ impl Backed {
     fn by(request: &Request) -> Result<Self> {
         let (file, page_size) = match request.source {
             Source::Fd(fd) => {
-                let file = LocalFile::fget(fd as u32)?;
-                let backing = mappable(&file)?;
-                if request.flags & uapi::MAP_HUGETLB != 0
-                    && !matches!(backing, Backing::Hugetlb { .. })
-                {
+                let file = mappable(LocalFile::fget(fd as u32)?)?;
+                if request.flags & uapi::MAP_HUGETLB != 0 && !file.is_hugetlb() {
                     return Err(EINVAL);
                 }
-                (Some(file), backing.page_size())
+                let page_size = file.page_size();
+                (Some(file), page_size)
             }
             Source::Anonymous => (None, PAGE_SIZE),
             Source::AnonymousHuge(log) => {
@@ -163,7 +161,7 @@ impl Backed {
                 let len = space::round_up(request.len, page_size).ok_or(ENOMEM)?;
                 let file =
                     LocalFile::anon_hugetlb(usize::try_from(len)?, log).map_err(no_memory)?;
-                (Some(file), page_size)
+                (Some(MappableFile::new(file)?), page_size)
             }
         };
         if !request.offset.is_multiple_of(page_size as u64) {
@@ -177,15 +175,12 @@ impl Backed {
     }
 }
 
-/// Is `file` of a kind that has been shown to be safe where no task runs?
-fn mappable(file: &LocalFile) -> Result<Backing> {
-    if Asfd::from_file(file).is_some() {
+/// A space never holds a space, nor what has not been shown to be safe where no task runs.
+fn mappable(file: ARef<LocalFile>) -> Result<MappableFile> {
+    if Asfd::from_file(&file).is_some() {
         return Err(ELOOP);
     }
-    match file.backing() {
-        Backing::Other => Err(ENODEV),
-        backing => Ok(backing),
-    }
+    MappableFile::new(file)
 }
 
 /// `address_space_mmap(2)`. Returns the offset of the mapping in the space.
@@ -202,7 +197,8 @@ pub(crate) fn mmap(fd: i32, args: UserPtr, size: usize) -> Result<u64> {
         if end.is_none_or(|end| end > i64::MAX as u64) {
             return Err(EOVERFLOW);
         }
-        file.may_mmap(request.prot, request.flags, request.offset, backed.len)?;
+        file.file()
+            .may_mmap(request.prot, request.flags, request.offset, backed.len)?;
     }
 
     let range = {
@@ -211,7 +207,7 @@ pub(crate) fn mmap(fd: i32, args: UserPtr, size: usize) -> Result<u64> {
         asfd.owner.space().seals.forbid(Seal::Map)?;
         let range = place(asfd, &guard, &request, &backed)?;
         let mapping = Mapping {
-            file: backed.file.as_deref(),
+            file: backed.file.as_ref(),
             prot: request.prot as usize,
             flags: request.flags as usize,
             pgoff: (request.offset / PAGE_SIZE as u64) as usize,

@@ -20,58 +20,70 @@ use crate::{
 };
 use core::{ops::RangeInclusive, ptr::NonNull};
 
-/// What serves the pages of a mapping of a file.
+/// A file of a kind that can be mapped where no task runs.
+///
+/// That is: hugetlbfs; what a file system serves from the page cache, as regular files and shmem;
+/// and kinds of files that say of themselves that their mappings depend on no task
+/// (`FOP_MMAP_OWNERLESS`). It is not: devices, memory of special kinds, files that are made up when
+/// read.
 ///
 /// # Examples
 ///
 /// ```
-/// use kernel::fs::mmap::Backing;
-/// use kernel::page::PAGE_SIZE;
+/// use kernel::fs::{mmap::MappableFile, LocalFile};
 ///
-/// assert_eq!(Backing::PageCache.page_size(), PAGE_SIZE);
-/// assert_eq!(Backing::Hugetlb { page_size: 2 << 20 }.page_size(), 2 << 20);
+/// // As MAP_HUGETLB makes it, where there are huge pages of that size.
+/// if let Ok(file) = LocalFile::anon_hugetlb(2 << 20, 21) {
+///     let file = MappableFile::new(file)?;
+///     assert!(file.is_hugetlb());
+///     assert_eq!(file.page_size(), 2 << 20);
+/// }
+/// # Ok::<(), Error>(())
 /// ```
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Backing {
-    /// hugetlbfs: huge pages of one size, in bytes.
-    Hugetlb {
-        /// That size.
-        page_size: usize,
-    },
-    /// The page cache, filled by a file system: regular files, shmem.
-    PageCache,
-    /// A kind of file that says itself that its mappings depend on no task
-    /// (`FOP_MMAP_OWNERLESS`).
-    Ownerless,
-    /// Anything else: devices, memory of special kinds, files that are made up when read.
-    Other,
+///
+/// # Invariants
+///
+/// `file` is of such a kind; if it is of hugetlbfs, `page_size` is that of its huge pages.
+pub struct MappableFile {
+    file: ARef<LocalFile>,
+    page_size: Option<usize>,
 }
 
-impl Backing {
+impl MappableFile {
+    /// Finds out what serves the pages of a mapping of `file`. [`ENODEV`] for other kinds.
+    pub fn new(file: ARef<LocalFile>) -> Result<Self> {
+        let raw = file.as_ptr();
+        // SAFETY: The file is valid, which is all that these need.
+        let page_size = unsafe {
+            match bindings::file_hugetlb_page_size(raw) {
+                0 if bindings::file_in_page_cache(raw) || bindings::file_mmap_ownerless(raw) => {
+                    None
+                }
+                0 => return Err(ENODEV),
+                page_size => Some(page_size),
+            }
+        };
+        // INVARIANT: It was just found out.
+        Ok(Self { file, page_size })
+    }
+
+    /// The file.
+    pub fn file(&self) -> &LocalFile {
+        &self.file
+    }
+
+    /// Is it of hugetlbfs?
+    pub fn is_hugetlb(&self) -> bool {
+        self.page_size.is_some()
+    }
+
     /// The alignment of a mapping.
-    pub fn page_size(self) -> usize {
-        match self {
-            Backing::Hugetlb { page_size } => page_size,
-            _ => crate::page::PAGE_SIZE,
-        }
+    pub fn page_size(&self) -> usize {
+        self.page_size.unwrap_or(crate::page::PAGE_SIZE)
     }
 }
 
 impl LocalFile {
-    /// Finds out what serves the pages of a mapping of this file.
-    pub fn backing(&self) -> Backing {
-        let file = self.as_ptr();
-        // SAFETY: The file is valid, which is all that these need.
-        unsafe {
-            match bindings::file_hugetlb_page_size(file) {
-                0 if bindings::file_in_page_cache(file) => Backing::PageCache,
-                0 if bindings::file_mmap_ownerless(file) => Backing::Ownerless,
-                0 => Backing::Other,
-                page_size => Backing::Hugetlb { page_size },
-            }
-        }
-    }
-
     /// Asks the security modules and fsnotify whether `len` bytes at `offset` of this file may be
     /// mapped with these `PROT_*` and `MAP_*` bits. May wait for a permission event.
     pub fn may_mmap(&self, prot: u32, flags: u32, offset: u64, len: u64) -> Result {

@@ -13,7 +13,7 @@ use crate::{
     bindings,
     error::{code::*, from_err_ptr, to_result, Result},
     ffi::c_void,
-    fs::{mmap::Backing, LocalFile},
+    fs::mmap::MappableFile,
     page::PAGE_MASK,
     types::NotThreadSafe,
     uapi,
@@ -105,7 +105,7 @@ impl MmapReadGuard<'_> {
 /// What [`MmapWriteGuard::map_fixed`] is to map.
 pub struct Mapping<'a> {
     /// The file, or [`None`] for anonymous memory.
-    pub file: Option<&'a LocalFile>,
+    pub file: Option<&'a MappableFile>,
     /// `PROT_*` bits.
     pub prot: usize,
     /// `MAP_*` bits; `MAP_FIXED` is added.
@@ -165,23 +165,18 @@ impl MmapWriteGuard<'_> {
     /// Maps `what` at `range`, in place of whatever is there.
     ///
     /// The checks of `mmap(2)` apply. [`EINVAL`] if `range` is empty, not page aligned or beyond
-    /// what can be mapped; [`ENODEV`] if the file is [`Backing::Other`]. On an mm that is not the
-    /// current task's, a failure leaves the mappings as they were.
+    /// what can be mapped. On an mm that is not the current task's, a failure leaves the mappings as
+    /// they were.
     pub fn map_fixed(&mut self, what: &Mapping<'_>, range: Range<usize>) -> Result {
         self.check(&range)?;
-        if what
-            .file
-            .is_some_and(|file| file.backing() == Backing::Other)
-        {
-            return Err(ENODEV);
-        }
         let mut populate = 0;
         // SAFETY: By the type invariants we hold the mmap write lock; the range was checked, and the
         // file, if any, is valid. No list is passed for userfaultfd.
         let ret = unsafe {
             bindings::do_mmap_mm(
                 self.mm.as_raw(),
-                what.file.map_or(ptr::null_mut(), |file| file.as_ptr()),
+                what.file
+                    .map_or(ptr::null_mut(), |mappable| mappable.file().as_ptr()),
                 range.start,
                 range.end - range.start,
                 what.prot,
@@ -296,9 +291,9 @@ impl MmapWriteGuard<'_> {
     /// Is anything mapped in `range`?
     pub fn intersects(&self, range: Range<usize>) -> bool {
         // SAFETY: By the type invariants we hold the mmap write lock.
-        let vma = unsafe { bindings::find_vma(self.mm.as_raw(), range.start) };
-        // SAFETY: If not null, the VMA is valid while the lock is held.
-        !vma.is_null() && unsafe { VmaRef::from_raw(vma) }.start() < range.end
+        let vma =
+            unsafe { bindings::find_vma_intersection(self.mm.as_raw(), range.start, range.end) };
+        !vma.is_null()
     }
 
     /// The address space that is locked.
