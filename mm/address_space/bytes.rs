@@ -115,10 +115,15 @@ fn pin(asfd: &Asfd, pos: u64, len: usize, access: Access) -> Result<PinnedPages<
     let mm = asfd.owner.mm();
     let _charge = ChargeTo::new(mm);
 
-    // First let the faults wait without the lock. If they did, what is mapped now need not be what
-    // was: look again, and then keep the lock.
     let guard = mm.mmap_read_lock_killable()?;
     let len = permitted(&guard, range.start, len, access)?;
+    let guard = match guard.pin_present(range.start, len, write) {
+        Ok(pages) => return Ok(pages),
+        Err(guard) => guard,
+    };
+
+    // First let the faults wait without the lock. If they did, what is mapped now need not be what
+    // was: look again, and then keep the lock.
     let guard = match guard.fault_in(range.start, len.min(PIN_BATCH * PAGE_SIZE), write) {
         Ok((_, Some(guard))) => guard,
         Err(EINTR) => return Err(EINTR),
