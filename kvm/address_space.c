@@ -57,6 +57,10 @@
  * waits for such a walk on any CPU (RCU, or an IPI to all CPUs), also in
  * exit_mmap(), and also for an mm that runs on no CPU.
  *
+ * kvm_window_read() reads words so, and forgets what it has read if there was
+ * an invalidation meanwhile.  A store cannot be taken back: kvm_window_cmpxchg()
+ * makes it under mmu_lock, which holds off invalidations.
+ *
  * Lock order
  *
  *  slots_lock
@@ -578,23 +582,25 @@ static int kvm_window_get_page(const struct kvm_memory_slot *slot, gfn_t gfn,
 		goto out_mm;
 
 	/*
-	 * First let the fault give up the lock while it waits for I/O.  If it
-	 * did, the page may have been taken out of the space in between: look
-	 * again, this time keeping the lock, and hence not waiting.
+	 * Where this would have to wait, let a fault give up the lock while it
+	 * does.  The page may then be taken out of the space in between: look
+	 * again, keeping the lock, and hence not waiting.
 	 */
-	do {
-		locked = 1;
-		get_user_pages_remote(mm, addr, 1, flags, NULL, &locked);
-		if (!locked && mmap_read_lock_killable(mm))
-			goto out_mm;
-
+	for (;;) {
 		if (write)
 			n = pin_user_pages_remote(mm, addr, 1, flags | FOLL_NOWAIT,
 						  &wp->page, NULL);
 		else
 			n = get_user_pages_remote(mm, addr, 1, flags | FOLL_NOWAIT,
 						  &wp->page, NULL);
-	} while (!n && tries++ < 3);
+		if (n || tries++ > 3)
+			break;
+
+		locked = 1;
+		get_user_pages_remote(mm, addr, 1, flags, NULL, &locked);
+		if (!locked && mmap_read_lock_killable(mm))
+			goto out_mm;
+	}
 
 	if (n != 1) {
 		pfn = kvm_window_why(mm, addr, flags);
@@ -653,11 +659,73 @@ static void kvm_window_store(void *guest, const void *data, int len)
 		memcpy(guest, data, len);
 }
 
+/*
+ * Read without sleeping what is present in the space's page tables.  Callers
+ * hold mmu_lock, so that an invalidation, and with it munmap(), waits for them;
+ * or they find out that there was none meanwhile.
+ */
+int kvm_window_read_atomic(const struct kvm_memory_slot *slot, gfn_t gfn,
+			   void *data, int offset, int len)
+{
+	unsigned long addr = __gfn_to_hva_memslot(slot, gfn);
+	struct page *page;
+	void *kaddr;
+
+	if (slot->flags & KVM_MEMSLOT_INVALID || READ_ONCE(slot->space->dead))
+		return -EFAULT;
+	if (!get_user_page_remote_fast_only(slot->space->client.mm, addr, 0, &page))
+		return -EFAULT;
+
+	kaddr = kmap_local_page(page);
+	kvm_window_load(data, kaddr + offset, len);
+	kunmap_local(kaddr);
+	put_page(page);
+	return 0;
+}
+
+/*
+ * Read a word that is present without taking a lock, as get_user() does: KVM's
+ * page table walks live on that.  What was read while an invalidation came and
+ * went is forgotten: munmap() may have returned before.
+ */
+static bool kvm_window_read_lockless(const struct kvm_memory_slot *slot,
+				     gfn_t gfn, void *data, int offset, int len)
+{
+	struct kvm *kvm;
+	unsigned long seq;
+	u64 word;
+
+	if (len > sizeof(word) || !kvm_slot_space(slot))
+		return false;
+
+	kvm = slot->space->kvm;
+	seq = READ_ONCE(kvm->mmu_invalidate_seq);
+	/* Pairs with kvm_mmu_invalidate_end(). */
+	smp_rmb();
+	if (READ_ONCE(kvm->mmu_invalidate_in_progress) ||
+	    kvm_window_read_atomic(slot, gfn, &word, offset, len))
+		return false;
+	/* What was read of a page is older than what these say of it. */
+	smp_rmb();
+	if (READ_ONCE(kvm->mmu_invalidate_in_progress))
+		return false;
+	/* Pairs with kvm_mmu_invalidate_end(). */
+	smp_rmb();
+	if (READ_ONCE(kvm->mmu_invalidate_seq) != seq)
+		return false;
+
+	memcpy(data, &word, len);
+	return true;
+}
+
 int kvm_window_read(const struct kvm_memory_slot *slot, gfn_t gfn, void *data,
 		    int offset, int len)
 {
 	struct kvm_window_page wp;
 	int r;
+
+	if (kvm_window_read_lockless(slot, gfn, data, offset, len))
+		return 0;
 
 	r = kvm_window_get_page(slot, gfn, false, &wp);
 	if (r)
@@ -681,27 +749,53 @@ int kvm_window_write(const struct kvm_memory_slot *slot, gfn_t gfn,
 	return 0;
 }
 
-/*
- * Read without sleeping what is present in the space's page tables.  Callers
- * hold mmu_lock, so that an invalidation, and with it munmap(), waits for them.
- */
-int kvm_window_read_atomic(const struct kvm_memory_slot *slot, gfn_t gfn,
-			   void *data, int offset, int len)
+static bool kvm_window_try_cmpxchg(void *p, void *old, const void *new, int len)
 {
-	unsigned long addr = __gfn_to_hva_memslot(slot, gfn);
+	switch (len) {
+	case 1:
+		return try_cmpxchg((u8 *)p, (u8 *)old, *(const u8 *)new);
+	case 2:
+		return try_cmpxchg((u16 *)p, (u16 *)old, *(const u16 *)new);
+	case 4:
+		return try_cmpxchg((u32 *)p, (u32 *)old, *(const u32 *)new);
+	default:
+		return try_cmpxchg((u64 *)p, (u64 *)old, *(const u64 *)new);
+	}
+}
+
+/*
+ * Exchange a word in a page that is present and writable.  An invalidation that
+ * would take the page away, or clean it, has to wait for mmu_lock.
+ *
+ * Return: as kvm_window_cmpxchg(), or -EAGAIN.
+ */
+static int kvm_window_cmpxchg_present(const struct kvm_memory_slot *slot,
+				      gfn_t gfn, int offset, void *old,
+				      const void *new, int len)
+{
+	struct kvm *kvm = slot->space->kvm;
 	struct page *page;
+	int r = -EAGAIN;
 	void *kaddr;
 
-	if (slot->flags & KVM_MEMSLOT_INVALID || READ_ONCE(slot->space->dead))
-		return -EFAULT;
-	if (!get_user_page_remote_fast_only(slot->space->client.mm, addr, 0, &page))
-		return -EFAULT;
+	read_lock(&kvm->mmu_lock);
+	if (kvm->mmu_invalidate_in_progress ||
+	    slot->flags & (KVM_MEMSLOT_INVALID | KVM_MEM_READONLY) ||
+	    READ_ONCE(slot->space->dead) ||
+	    !get_user_page_remote_fast_only(slot->space->client.mm,
+					    __gfn_to_hva_memslot(slot, gfn),
+					    FOLL_WRITE, &page))
+		goto out;
 
 	kaddr = kmap_local_page(page);
-	kvm_window_load(data, kaddr + offset, len);
+	r = !kvm_window_try_cmpxchg(kaddr + offset, old, new, len);
 	kunmap_local(kaddr);
+	/* Not SetPageDirty(): what may be the first store has to be written back. */
+	folio_mark_dirty(page_folio(page));
 	put_page(page);
-	return 0;
+out:
+	read_unlock(&kvm->mmu_lock);
+	return r;
 }
 
 /**
@@ -722,32 +816,21 @@ int kvm_window_cmpxchg(const struct kvm_memory_slot *slot, gfn_t gfn, int offset
 		       void *old, const void *new, int len)
 {
 	struct kvm_window_page wp;
-	bool done = false;
-	void *p;
 	int r;
+
+	if (WARN_ON_ONCE(len > sizeof(u64) || !is_power_of_2(len)))
+		return -EFAULT;
+
+	if (kvm_slot_space(slot)) {
+		r = kvm_window_cmpxchg_present(slot, gfn, offset, old, new, len);
+		if (r != -EAGAIN)
+			return r;
+	}
 
 	r = kvm_window_get_page(slot, gfn, true, &wp);
 	if (r)
 		return r;
-
-	p = wp.kaddr + offset;
-	switch (len) {
-	case 1:
-		done = try_cmpxchg((u8 *)p, (u8 *)old, *(const u8 *)new);
-		break;
-	case 2:
-		done = try_cmpxchg((u16 *)p, (u16 *)old, *(const u16 *)new);
-		break;
-	case 4:
-		done = try_cmpxchg((u32 *)p, (u32 *)old, *(const u32 *)new);
-		break;
-	case 8:
-		done = try_cmpxchg((u64 *)p, (u64 *)old, *(const u64 *)new);
-		break;
-	default:
-		WARN_ON_ONCE(1);
-		r = -EFAULT;
-	}
+	r = !kvm_window_try_cmpxchg(wp.kaddr + offset, old, new, len);
 	kvm_window_put_page(&wp);
-	return r ?: !done;
+	return r;
 }
