@@ -4,12 +4,13 @@
 MAKEFLAGS += --no-print-directory
 export LINUX
 
-.PHONY: help run test test-kvm shell kernel kernel-debug programs headers kvm-selftests tree refresh check clean setup
+.PHONY: help run test test-kvm bench shell kernel kernel-debug programs headers kvm-selftests tree refresh check clean setup
 
 help:
 	@echo 'make run           build the plain kernel, boot it, show a Linux guest whose memory is an address space'
 	@echo 'make test          build both kernels and run every test (scripts/test --list: its stages)'
 	@echo 'make test-kvm      the kernel'\''s own KVM selftests, on ordinary memslots and on windows'
+	@echo 'make bench         measure what spaces cost, against what one would otherwise do; ONLY=NAME: some of it'
 	@echo 'make shell         a shell in the plain kernel, with the programs; DEBUG=1: in the debug kernel'
 	@echo
 	@echo 'make kernel        build/kernel-plain'
@@ -68,6 +69,9 @@ test: tree
 
 test-kvm: kernel kvm-selftests
 	@scripts/test-kvm
+
+bench: kernel programs
+	@scripts/bench $(if $(ONLY),--only '$(ONLY)')
 
 check:
 	@scripts/check
