@@ -5,6 +5,7 @@
 pub mod areas;
 pub mod bench;
 pub mod cgroup;
+pub mod composed;
 pub mod crew;
 pub mod dirty;
 pub mod faults;
