@@ -193,16 +193,29 @@ fn replaced_while_walked() {
             &[0x89, 0x4b, 0x04, 0x39, 0xd0, 0x74, 0xed, 0xf4],
         ]
         .concat();
-        for round in 0..30u64 {
+        for round in 0..100u64 {
             let (before, after) = (round % 4, (round + 1) % 4);
             let new = table(after);
+            let wrong = (round + 2) % 4;
+            // What the old table says from then on is for nobody to read: an entry that asks for no
+            // update, or to update: the one that was there.
+            let stale = match round % 2 {
+                0 => format.bytes((DATA + wrong * PAGE) | ENTRY | ACCESSED | DIRTY),
+                _ => entry(before),
+            };
             let exit = std::thread::scope(|scope| {
                 scope.spawn(|| {
-                    std::thread::sleep(Duration::from_millis(10));
+                    for _ in 0..2 {
+                        std::thread::sleep(Duration::from_micros(fastrand::u64(0..2_000)));
+                        for _ in 0..fastrand::u32(0..2_000) {
+                            std::hint::spin_loop();
+                        }
+                        old.write_all_at(&entry(before), 0).expect("write");
+                    }
                     space.must_map(Map::file(&new, TABLE_OFFSET, PAGE).replace());
-                    old.write_all_at(&entry(before), 0).expect("write");
-                    std::thread::sleep(Duration::from_millis(3));
-                    assert_eq!(read(&old), entry(before), "the old table was written");
+                    old.write_all_at(&stale, 0).expect("write");
+                    std::thread::sleep(Duration::from_millis(2));
+                    assert_eq!(read(&old), stale, "the old table was written");
                 });
                 let args = Args {
                     ebx: VIRTUAL as u32,
@@ -218,6 +231,8 @@ fn replaced_while_walked() {
                 set |= DIRTY;
             }
             assert_eq!(walker.entry_at(TABLE_OFFSET), set, "round {round}");
+            let stored = walker.space.get(DATA_OFFSET + wrong * PAGE + 4, 4);
+            assert_ne!(stored, (round as u32).to_le_bytes(), "round {round}");
             old = new;
         }
         walker.untouched();
