@@ -57,9 +57,20 @@
  * waits for such a walk on any CPU (RCU, or an IPI to all CPUs), also in
  * exit_mmap(), and also for an mm that runs on no CPU.
  *
- * kvm_window_read() reads words so, and forgets what it has read if there was
- * an invalidation meanwhile.  A store cannot be taken back: kvm_window_cmpxchg()
- * makes it under mmu_lock, which holds off invalidations.
+ * A store made so could not be taken back: kvm_window_cmpxchg() makes it under
+ * mmu_lock, which holds off invalidations.
+ *
+ * Reads without a lock
+ *
+ * kvm_window_read() reads a few words so, and forgets what it has read if there
+ * was an invalidation meanwhile: munmap() may have returned before.
+ *
+ * Each vCPU keeps where it found its last pages, without a reference to them.
+ * That is good as long as an SPTE would be: no invalidation was started since
+ * (mmu_invalidate_seq), and the slot is still that one (the slots' generation).
+ * A page may be freed between that check and the read.  What is then read of
+ * somebody else's memory is forgotten, too, and it may have left the direct map,
+ * hence copy_from_kernel_nofault().
  *
  * Lock order
  *
@@ -72,6 +83,7 @@
  * kvm->srcu, under mmap_lock.
  */
 #include <linux/file.h>
+#include <linux/hash.h>
 #include <linux/highmem.h>
 #include <linux/kvm_host.h>
 #include <linux/memcontrol.h>
@@ -660,42 +672,90 @@ static void kvm_window_store(void *guest, const void *data, int len)
 }
 
 /*
- * Read without sleeping what is present in the space's page tables.  Callers
- * hold mmu_lock, so that an invalidation, and with it munmap(), waits for them;
- * or they find out that there was none meanwhile.
+ * Read what is present in the space's page tables.
+ *
+ * Return: where the page is, without a reference to it; NULL if there is none.
  */
-int kvm_window_read_atomic(const struct kvm_memory_slot *slot, gfn_t gfn,
-			   void *data, int offset, int len)
+static const void *kvm_window_read_present(const struct kvm_memory_slot *slot,
+					   gfn_t gfn, void *data, int offset,
+					   int len)
 {
 	unsigned long addr = __gfn_to_hva_memslot(slot, gfn);
 	struct page *page;
 	void *kaddr;
 
 	if (slot->flags & KVM_MEMSLOT_INVALID || READ_ONCE(slot->space->dead))
-		return -EFAULT;
+		return NULL;
 	if (!get_user_page_remote_fast_only(slot->space->client.mm, addr, 0, &page))
-		return -EFAULT;
+		return NULL;
 
 	kaddr = kmap_local_page(page);
 	kvm_window_load(data, kaddr + offset, len);
 	kunmap_local(kaddr);
 	put_page(page);
-	return 0;
+	return kaddr;
+}
+
+/* The running vCPU's entry for @gfn.  Only its thread uses it. */
+static struct kvm_window_cached *kvm_window_cached(const struct kvm *kvm, gfn_t gfn)
+{
+	struct kvm_vcpu *vcpu = kvm_get_running_vcpu();
+
+	if (!vcpu || vcpu->kvm != kvm)
+		return NULL;
+	return &vcpu->window_cache[hash_64(gfn, KVM_WINDOW_CACHE_BITS)];
+}
+
+/* Most of what is read is an entry of a page table. */
+static bool kvm_window_load_nofault(void *data, const void *kaddr, int len)
+{
+	if (likely(len == sizeof(u64) && IS_ALIGNED((unsigned long)kaddr, len))) {
+		__get_kernel_nofault(data, kaddr, u64, fault);
+		return true;
+	}
+	return !copy_from_kernel_nofault(data, kaddr, len);
+
+fault:
+	return false;
 }
 
 /*
- * Read a word that is present without taking a lock, as get_user() does: KVM's
- * page table walks live on that.  What was read while an invalidation came and
- * went is forgotten: munmap() may have returned before.
+ * Read what is present, at best where it was found before.  @seq is what
+ * mmu_invalidate_seq was when no invalidation was in progress.
+ */
+static bool kvm_window_read_cached(const struct kvm_memory_slot *slot, gfn_t gfn,
+				   void *data, int offset, int len,
+				   unsigned long seq)
+{
+	struct kvm *kvm = slot->space->kvm;
+	u64 gen = __kvm_memslots(kvm, slot->as_id)->generation;
+	struct kvm_window_cached *cached = kvm_window_cached(kvm, gfn);
+	const void *kaddr;
+
+	if (cached && cached->gfn == gfn && cached->slot == slot &&
+	    cached->slots_generation == gen && cached->mmu_invalidate_seq == seq &&
+	    kvm_window_load_nofault(data, cached->kaddr + offset, len))
+		return true;
+
+	kaddr = kvm_window_read_present(slot, gfn, data, offset, len);
+	/* Should it be invalidated meanwhile, nobody reads with this @seq. */
+	if (kaddr && cached)
+		*cached = (struct kvm_window_cached){ slot, gen, seq, gfn, kaddr };
+	return kaddr;
+}
+
+/*
+ * Read a few words that are present without taking a lock, as get_user() does:
+ * KVM's page table walks live on that, and with them the emulation of MMIO.
  */
 static bool kvm_window_read_lockless(const struct kvm_memory_slot *slot,
 				     gfn_t gfn, void *data, int offset, int len)
 {
-	struct kvm *kvm;
 	unsigned long seq;
-	u64 word;
+	struct kvm *kvm;
+	u64 words[2];
 
-	if (len > sizeof(word) || !kvm_slot_space(slot))
+	if (len > sizeof(words) || !kvm_slot_space(slot))
 		return false;
 
 	kvm = slot->space->kvm;
@@ -703,7 +763,7 @@ static bool kvm_window_read_lockless(const struct kvm_memory_slot *slot,
 	/* Pairs with kvm_mmu_invalidate_end(). */
 	smp_rmb();
 	if (READ_ONCE(kvm->mmu_invalidate_in_progress) ||
-	    kvm_window_read_atomic(slot, gfn, &word, offset, len))
+	    !kvm_window_read_cached(slot, gfn, words, offset, len, seq))
 		return false;
 	/* What was read of a page is older than what these say of it. */
 	smp_rmb();
@@ -714,18 +774,39 @@ static bool kvm_window_read_lockless(const struct kvm_memory_slot *slot,
 	if (READ_ONCE(kvm->mmu_invalidate_seq) != seq)
 		return false;
 
-	memcpy(data, &word, len);
+	if (likely(len == sizeof(u64)))
+		put_unaligned(words[0], (u64 *)data);
+	else
+		memcpy(data, words, len);
 	return true;
 }
 
-int kvm_window_read(const struct kvm_memory_slot *slot, gfn_t gfn, void *data,
-		    int offset, int len)
+/*
+ * Read without sleeping.  Callers hold mmu_lock, so that an invalidation, and
+ * with it munmap(), waits for them: also what is being invalidated may be read.
+ */
+int kvm_window_read_atomic(const struct kvm_memory_slot *slot, gfn_t gfn,
+			   void *data, int offset, int len)
+{
+	struct kvm *kvm = slot->space->kvm;
+	bool done;
+
+	lockdep_assert_held(&kvm->mmu_lock);
+
+	if (kvm->mmu_invalidate_in_progress)
+		done = kvm_window_read_present(slot, gfn, data, offset, len);
+	else
+		done = kvm_window_read_cached(slot, gfn, data, offset, len,
+					      kvm->mmu_invalidate_seq);
+	return done ? 0 : -EFAULT;
+}
+
+static noinline int kvm_window_read_locked(const struct kvm_memory_slot *slot,
+					   gfn_t gfn, void *data, int offset,
+					   int len)
 {
 	struct kvm_window_page wp;
 	int r;
-
-	if (kvm_window_read_lockless(slot, gfn, data, offset, len))
-		return 0;
 
 	r = kvm_window_get_page(slot, gfn, false, &wp);
 	if (r)
@@ -733,6 +814,14 @@ int kvm_window_read(const struct kvm_memory_slot *slot, gfn_t gfn, void *data,
 	kvm_window_load(data, wp.kaddr + offset, len);
 	kvm_window_put_page(&wp);
 	return 0;
+}
+
+int kvm_window_read(const struct kvm_memory_slot *slot, gfn_t gfn, void *data,
+		    int offset, int len)
+{
+	if (kvm_window_read_lockless(slot, gfn, data, offset, len))
+		return 0;
+	return kvm_window_read_locked(slot, gfn, data, offset, len);
 }
 
 int kvm_window_write(const struct kvm_memory_slot *slot, gfn_t gfn,

@@ -12,16 +12,17 @@ use asfd::sys::KVM_MEM_READONLY;
 use libc::{PROT_NONE, PROT_READ};
 
 use crate::support::bench::{force_emulation, FORCED};
-use crate::support::guest::{code_page, word, Args, Exit, Kicker};
+use crate::support::guest::{code_page, window, word, Args, Exit, Kicker};
 use crate::support::mapped::Mapped;
 use crate::support::rights::RW;
 use crate::support::system::{scaled, RaiseAtEnd};
 use crate::support::walker::*;
-use crate::support::{files, Map, PAGE};
+use crate::support::{files, Map, Space, PAGE};
 
 crate::suite![
     tables_of_every_kind(600),
     replaced_while_walked,
+    windows_replaced,
     no_update_is_lost,
     directory_pointers,
 ];
@@ -234,6 +235,48 @@ fn replaced_while_walked() {
             let stored = walker.space.get(DATA_OFFSET + wrong * PAGE + 4, 4);
             assert_ne!(stored, (round as u32).to_le_bytes(), "round {round}");
             old = new;
+        }
+        walker.untouched();
+    }
+}
+
+/// What KVM reads is what the window there shows now. Nothing is taken from a space meanwhile, and a
+/// window may be where one was that is gone, in memory too.
+fn windows_replaced() {
+    let _forced = force_emulation();
+    for format in [Format::Legacy, Format::Extended] {
+        let mut walker = Walker::new(format, 0);
+        let other = Space::new();
+        let tables = [
+            (&walker.space, TABLE_OFFSET),
+            (&walker.space, TABLE_OFFSET + PAGE),
+            (&other, TABLE_OFFSET),
+            (&other, TABLE_OFFSET + PAGE),
+        ];
+        for (n, (space, offset)) in tables.into_iter().enumerate() {
+            let entry = (DATA + n as u64 * PAGE) | ENTRY | ACCESSED | DIRTY;
+            let file = files::memfd(PAGE);
+            file.write_all_at(&format.bytes(entry), 0).expect("write");
+            space.must_map(Map::file(&file, offset, PAGE));
+        }
+        let vm = &walker.vm;
+        let vcpu = &mut walker.vcpu;
+        // mov eax,[ebx], emulated; hlt
+        let program = [&FORCED[..], &[0x8b, 0x03, 0xf4]].concat();
+        walker.space.put(DIRECTORIES + 5 * PAGE, &program);
+        let args = Args {
+            ebx: VIRTUAL as u32,
+            ..Default::default()
+        };
+        for round in 0..64 {
+            let n = fastrand::usize(0..tables.len());
+            let (space, offset) = tables[n];
+            vm.unmap_slot(2).expect("KVM_SET_USER_MEMORY_REGION");
+            vm.must_map(window(2, TABLE, PAGE, space, offset));
+            for _ in 0..2 {
+                let exit = vcpu.jump(5 * PAGE, args);
+                assert_eq!(exit, Exit::Done(word(b'0' + n as u8)), "round {round}");
+            }
         }
         walker.untouched();
     }

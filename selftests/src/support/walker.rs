@@ -95,7 +95,7 @@ impl Format {
 pub struct Walker {
     pub space: Space,
     pub vcpu: Vcpu,
-    _vm: Vm,
+    pub vm: Vm,
     pub format: Format,
     secrets: Secrets,
 }
@@ -123,7 +123,7 @@ impl Walker {
         Walker {
             space,
             vcpu,
-            _vm: vm,
+            vm,
             format,
             secrets,
         }
