@@ -76,6 +76,7 @@ const MEASUREMENTS: &[Measurement] = &[
     parallel("guest-take-parallel", guest::take::parallel),
     parallel("guest-replace-parallel", guest::replace::parallel),
     counted("guest-holes", guest::holes::exits),
+    counted("guest-mmio", guest::holes::exits_by_memory),
     parallel("guest-by-vcpus", guest::take::curves),
     counted("dax", dax::map),
     counted("revoke", revoke::by_processes),

@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! Exits of a guest that loads from where nothing is.
+//! Exits of a guest that loads from where nothing is: for each, KVM reads its code and walks its
+//! page tables.
 
 use anyhow::{bail, ensure, Context, Result};
 use asfd::{AddressSpace, CreateFlags};
@@ -65,6 +66,28 @@ pub fn exits(out: &mut Output) -> Result<()> {
     out.row(Measured::new(
         "exit of a guest's load from a hole",
         "address with no slot",
+        Instructions,
+        costs,
+    ))
+}
+
+pub fn exits_by_memory(out: &mut Output) -> Result<()> {
+    let (ours, _space) = Guest::in_window()?;
+    let theirs = Guest::new()?;
+    let vcpus = [&ours, &theirs].map(|guest| {
+        guest.load(load());
+        guest.vcpu(0)
+    });
+    let [ours, theirs] = vcpus;
+    let (mut ours, mut theirs) = (ours?, theirs?);
+    let costs = compare(
+        ROUNDS,
+        |_| cost(&mut ours, MEASURED),
+        |_| cost(&mut theirs, MEASURED),
+    )?;
+    out.row(Measured::new(
+        "MMIO exit of a guest that is in a window",
+        "in a memslot",
         Instructions,
         costs,
     ))

@@ -4,7 +4,8 @@
 //! guest-physical.
 //!
 //! Its code, its page tables and what it tells the host lie in a slot of their own, an ordinary
-//! one. The two sides of a comparison differ in the slot with the memory that is measured.
+//! one but where that is measured. Else the two sides of a comparison differ in the slot with the
+//! memory that is measured.
 
 mod code;
 pub mod holes;
@@ -15,10 +16,12 @@ pub mod tables;
 pub mod take;
 pub mod touch;
 
+use std::fs::File;
 use std::os::fd::AsRawFd;
 use std::sync::atomic::AtomicU64;
 
 use anyhow::{bail, ensure, Context, Result};
+use asfd::{AddressSpace, CreateFlags, Window};
 use kvm_bindings::{kvm_dtable, kvm_enable_cap, kvm_regs, kvm_segment, kvm_sregs};
 use kvm_bindings::{KVM_CAP_DISABLE_QUIRKS2, KVM_MAX_CPUID_ENTRIES, KVM_X86_QUIRK_SLOT_ZAP_ALL};
 use kvm_ioctls::{Kvm, VcpuExit, VcpuFd, VmFd};
@@ -69,11 +72,31 @@ impl Guest {
     }
 
     fn new() -> Result<Guest> {
+        let guest = Guest::without_memory(&Pages::Small.filled_memfd(OWN_LEN)?)?;
+        memory::set_slot(&guest.vm, OWN_SLOT, 0, OWN_LEN, &guest.own)?;
+        Ok(guest)
+    }
+
+    /// One whose own slot is a window, on a space.
+    fn in_window() -> Result<(Guest, AddressSpace)> {
+        let file = Pages::Small.filled_memfd(OWN_LEN)?;
+        let guest = Guest::without_memory(&file)?;
+        let space = AddressSpace::create(CreateFlags::CLOEXEC)?;
+        space.map(&memory::rw(&file, OWN_LEN).at(0))?;
+        let window = Window {
+            slot: OWN_SLOT,
+            size: OWN_LEN,
+            ..Window::default()
+        };
+        space.map_into_vm(&guest.vm, &window)?;
+        Ok((guest, space))
+    }
+
+    fn without_memory(own: &File) -> Result<Guest> {
         let kvm = Kvm::new()?;
         let vm = kvm.create_vm().context("KVM_CREATE_VM")?;
-        let own = Area::huge_aligned(Pages::Small.filled_memfd(OWN_LEN)?, 0, OWN_LEN)?;
+        let own = Area::huge_aligned(own, 0, OWN_LEN)?;
         let guest = Guest { kvm, vm, own };
-        memory::set_slot(&guest.vm, OWN_SLOT, 0, OWN_LEN, &guest.own)?;
 
         // Present, writable and, so that the CPU need not write that, accessed.
         const TABLE: u64 = 0x23;
