@@ -66,11 +66,11 @@
  * was an invalidation meanwhile: munmap() may have returned before.
  *
  * Each vCPU keeps where it found its last pages, without a reference to them.
- * That is good as long as an SPTE would be: no invalidation was started since
- * (mmu_invalidate_seq), and the slot is still that one (the slots' generation).
- * A page may be freed between that check and the read.  What is then read of
- * somebody else's memory is forgotten, too, and it may have left the direct map,
- * hence copy_from_kernel_nofault().
+ * That is good as long as an SPTE would be: no invalidation is in progress, none
+ * has ended since (mmu_invalidate_seq), and the slot is still that one (the
+ * slots' generation).  Without a lock a page may be freed between that check and
+ * the read.  What is then read of somebody else's memory is forgotten, too, and
+ * it may have left the direct map, hence the nofault accessors.
  *
  * Lock order
  *
@@ -85,6 +85,7 @@
 #include <linux/file.h>
 #include <linux/hash.h>
 #include <linux/highmem.h>
+#include <linux/jiffies.h>
 #include <linux/kvm_host.h>
 #include <linux/memcontrol.h>
 #include <linux/mm.h>
@@ -682,22 +683,23 @@ static const void *kvm_window_read_present(const struct kvm_memory_slot *slot,
 {
 	unsigned long addr = __gfn_to_hva_memslot(slot, gfn);
 	struct page *page;
-	void *kaddr;
+	const void *kaddr;
 
 	if (slot->flags & KVM_MEMSLOT_INVALID || READ_ONCE(slot->space->dead))
 		return NULL;
 	if (!get_user_page_remote_fast_only(slot->space->client.mm, addr, 0, &page))
 		return NULL;
 
-	kaddr = kmap_local_page(page);
+	/* Not kmap_local_page(): callers keep it.  Spaces are for 64 bits only. */
+	kaddr = page_address(page);
 	kvm_window_load(data, kaddr + offset, len);
-	kunmap_local(kaddr);
 	put_page(page);
 	return kaddr;
 }
 
 /* The running vCPU's entry for @gfn.  Only its thread uses it. */
-static struct kvm_window_cached *kvm_window_cached(const struct kvm *kvm, gfn_t gfn)
+static struct kvm_window_cached *kvm_window_cache_entry(const struct kvm *kvm,
+							gfn_t gfn)
 {
 	struct kvm_vcpu *vcpu = kvm_get_running_vcpu();
 
@@ -706,7 +708,10 @@ static struct kvm_window_cached *kvm_window_cached(const struct kvm *kvm, gfn_t 
 	return &vcpu->window_cache[hash_64(gfn, KVM_WINDOW_CACHE_BITS)];
 }
 
-/* Most of what is read is an entry of a page table. */
+/*
+ * Most of what is read is an entry of a page table.  That is a load that may
+ * fault, but never for a page of the user's.
+ */
 static bool kvm_window_load_nofault(void *data, const void *kaddr, int len)
 {
 	if (likely(len == sizeof(u64) && IS_ALIGNED((unsigned long)kaddr, len))) {
@@ -720,8 +725,8 @@ fault:
 }
 
 /*
- * Read what is present, at best where it was found before.  @seq is what
- * mmu_invalidate_seq was when no invalidation was in progress.
+ * Read what is present, at best where it was found before.  @seq was read before
+ * mmu_invalidate_in_progress, and that was 0.
  */
 static bool kvm_window_read_cached(const struct kvm_memory_slot *slot, gfn_t gfn,
 				   void *data, int offset, int len,
@@ -729,18 +734,31 @@ static bool kvm_window_read_cached(const struct kvm_memory_slot *slot, gfn_t gfn
 {
 	struct kvm *kvm = slot->space->kvm;
 	u64 gen = __kvm_memslots(kvm, slot->as_id)->generation;
-	struct kvm_window_cached *cached = kvm_window_cached(kvm, gfn);
+	struct kvm_window_cached *cached = kvm_window_cache_entry(kvm, gfn);
 	const void *kaddr;
 
 	if (cached && cached->gfn == gfn && cached->slot == slot &&
 	    cached->slots_generation == gen && cached->mmu_invalidate_seq == seq &&
+	    time_before(jiffies, cached->expires) &&
 	    kvm_window_load_nofault(data, cached->kaddr + offset, len))
 		return true;
 
 	kaddr = kvm_window_read_present(slot, gfn, data, offset, len);
-	/* Should it be invalidated meanwhile, nobody reads with this @seq. */
-	if (kaddr && cached)
-		*cached = (struct kvm_window_cached){ slot, gen, seq, gfn, kaddr };
+	/*
+	 * Should an invalidation have begun, nobody looks here until it ends, and
+	 * that with another count.  Should the slots be changing, @slot may be of
+	 * those before.
+	 */
+	if (kaddr && cached && !(gen & KVM_MEMSLOT_GEN_UPDATE_IN_PROGRESS))
+		*cached = (struct kvm_window_cached) {
+			.slot = slot,
+			.slots_generation = gen,
+			.mmu_invalidate_seq = seq,
+			.gfn = gfn,
+			.kaddr = kaddr,
+			/* To find it again makes the page young. */
+			.expires = jiffies + HZ,
+		};
 	return kaddr;
 }
 
