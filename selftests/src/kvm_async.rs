@@ -112,16 +112,16 @@ fn failures_end() {
             }
         }
         cgroup.set("memory.max", "4M");
-        let mut pages = (memory..memory + 16 * MIB).step_by(PAGE as usize);
-        let (at, exit) = pages
-            .find_map(|at| match machine.run(STORE, at) {
-                Exit::MmioWrite { .. } => None,
-                exit => Some((at, exit)),
-            })
-            .expect("more than the limit");
-        assert!(failed(&exit, at), "{mirrored}, {at:#x}: {exit:?}");
-        let exit = machine.run(STORE, at);
-        assert!(failed(&exit, at), "{mirrored}, again {at:#x}: {exit:?}");
+        let pages = (memory..memory + 16 * MIB).step_by(PAGE as usize);
+        let mut served = |at| {
+            let exit = machine.run(STORE, at);
+            let served = matches!(exit, Exit::MmioWrite { .. });
+            assert!(served || failed(&exit, at), "{mirrored}, {at:#x}: {exit:?}");
+            served
+        };
+        // A page may be had a moment later: what CPUs keep in stock of the limit is given back.
+        let mut refused = pages.filter(|at| !served(*at) && !served(*at));
+        refused.next().expect("more than the limit");
         // Last: an exit for MMIO would have to be answered.
         let exit = machine.run(LOAD, hole);
         if mirrored {
