@@ -11,6 +11,7 @@ use crate::support::guest::{window, Exit, Vcpu, Vm};
 use crate::support::pages::{Size, Source};
 use crate::support::rights::View;
 use crate::support::smp::{each, leaves, Board, Code};
+use crate::support::system::no_khugepaged;
 use crate::support::{Map, Space, HUGE, PAGE};
 
 crate::suite![
@@ -263,6 +264,7 @@ fn parts_are_protected() {
 
 /// Small pages that the guest has become huge when they do in the space.
 fn huge_again_when_collapsed() {
+    let _setting = no_khugepaged();
     let mut guest = Guest::new();
     let space = Space::new();
     space.must_map(Map::anon(AT, LEN));

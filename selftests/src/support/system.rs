@@ -83,6 +83,12 @@ pub fn no_huge_pages() -> Setting {
     setting
 }
 
+/// Keeps khugepaged from small pages that are to become huge when the test says so.
+pub fn no_khugepaged() -> Setting {
+    const SLEEP: &str = "/sys/kernel/mm/transparent_hugepage/khugepaged/scan_sleep_millisecs";
+    Setting::set(SLEEP, &u32::MAX.to_string())
+}
+
 /// Makes the time long between the zap of a space's mirrors and what follows it, where the kernel
 /// has a way to: others then meet it that would not. That is for debug kernels only.
 pub fn slow_zaps(micros: u32) -> Option<Setting> {
