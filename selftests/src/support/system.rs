@@ -21,7 +21,11 @@ impl Setting {
         let path = PathBuf::from(path);
         let old = fs::read_to_string(&path).unwrap_or_else(|e| panic!("{path:?}: {e}"));
         fs::write(&path, value).unwrap_or_else(|e| panic!("{path:?}: {e}"));
-        let old = old.trim().to_string();
+        // Of a choice, what is chosen: a [b] c.
+        let chosen = old
+            .split_once('[')
+            .and_then(|(_, rest)| rest.split_once(']'));
+        let old = chosen.map_or(old.trim(), |(chosen, _)| chosen).to_string();
         Setting { path, old }
     }
 }
@@ -83,10 +87,10 @@ pub fn no_huge_pages() -> Setting {
     setting
 }
 
-/// Keeps khugepaged from small pages that are to become huge when the test says so.
+/// Keeps khugepaged from small pages that are to become huge when the test says so: it wakes for
+/// whoever asks for huge pages, MADV_COLLAPSE has them nevertheless.
 pub fn no_khugepaged() -> Setting {
-    const SLEEP: &str = "/sys/kernel/mm/transparent_hugepage/khugepaged/scan_sleep_millisecs";
-    Setting::set(SLEEP, &u32::MAX.to_string())
+    Setting::set("/sys/kernel/mm/transparent_hugepage/enabled", "never")
 }
 
 /// Makes the time long between the zap of a space's mirrors and what follows it, where the kernel
