@@ -121,7 +121,7 @@ pub fn draw(chart: Chart, points: &[Point]) -> Result<String> {
     let remark = if labels.noisy {
         "noisy: wall time on emulated CPUs"
     } else {
-        "the same on every run"
+        "counted: within 1% on every run"
     };
     let x = Axis::of(labels.scales.0, points.iter().map(|point| point.x));
     let y = Axis::around(labels.scales.1, points.iter().map(|point| point.y));
