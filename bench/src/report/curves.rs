@@ -121,7 +121,7 @@ pub fn draw(chart: Chart, points: &[Point]) -> Result<String> {
     let remark = if labels.noisy {
         "noisy: wall time on emulated CPUs"
     } else {
-        "counted: within 1% on every run"
+        "counted: runs differ by 1% or so"
     };
     let x = Axis::of(labels.scales.0, points.iter().map(|point| point.x));
     let y = Axis::around(labels.scales.1, points.iter().map(|point| point.y));

@@ -65,7 +65,8 @@ pub fn foot(outcomes: &[Outcome], out: &Path, files: &[String]) -> String {
         "\
 RATIO: SPACE / OTHER, rounded to 2 decimals, below 0.1 to 2 digits. So rounded it is held against BAR.
 instr: instructions that the only CPU executes for it, in programs, kernel and guest: the same on every run, but for 1% or
-       so where processes or vCPUs take turns. Left out: cache and TLB misses, IPIs, memory bandwidth, contention for locks.
+       so (seen: 4%) where processes or vCPUs take turns. Left out: cache and TLB misses, IPIs, memory bandwidth, contention
+       for locks.
 us:    wall time on several emulated CPUs, which share the host's: noisy.
 
 Bars met: {}, missed: {}; rows without a bar: {}

@@ -72,14 +72,13 @@ pub fn exits(out: &mut Output) -> Result<()> {
 }
 
 pub fn exits_by_memory(out: &mut Output) -> Result<()> {
-    let (ours, _space) = Guest::in_window()?;
-    let theirs = Guest::new()?;
-    let vcpus = [&ours, &theirs].map(|guest| {
+    let (in_window, _space) = Guest::in_window()?;
+    let in_memslot = Guest::new()?;
+    let vcpu = |guest: &Guest| {
         guest.load(load());
         guest.vcpu(0)
-    });
-    let [ours, theirs] = vcpus;
-    let (mut ours, mut theirs) = (ours?, theirs?);
+    };
+    let (mut ours, mut theirs) = (vcpu(&in_window)?, vcpu(&in_memslot)?);
     let costs = compare(
         ROUNDS,
         |_| cost(&mut ours, MEASURED),

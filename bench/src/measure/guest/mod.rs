@@ -72,15 +72,15 @@ impl Guest {
     }
 
     fn new() -> Result<Guest> {
-        let guest = Guest::without_memory(&Pages::Small.filled_memfd(OWN_LEN)?)?;
+        let guest = Guest::without_slot(&Pages::Small.filled_memfd(OWN_LEN)?)?;
         memory::set_slot(&guest.vm, OWN_SLOT, 0, OWN_LEN, &guest.own)?;
         Ok(guest)
     }
 
-    /// One whose own slot is a window, on a space.
+    /// One whose own slot is a window, on this space.
     fn in_window() -> Result<(Guest, AddressSpace)> {
         let file = Pages::Small.filled_memfd(OWN_LEN)?;
-        let guest = Guest::without_memory(&file)?;
+        let guest = Guest::without_slot(&file)?;
         let space = AddressSpace::create(CreateFlags::CLOEXEC)?;
         space.map(&memory::rw(&file, OWN_LEN).at(0))?;
         let window = Window {
@@ -92,7 +92,8 @@ impl Guest {
         Ok((guest, space))
     }
 
-    fn without_memory(own: &File) -> Result<Guest> {
+    /// One that has its code and tables in a file, but no slot that shows it.
+    fn without_slot(own: &File) -> Result<Guest> {
         let kvm = Kvm::new()?;
         let vm = kvm.create_vm().context("KVM_CREATE_VM")?;
         let own = Area::huge_aligned(own, 0, OWN_LEN)?;
