@@ -301,8 +301,8 @@ fn paging_out() {
                 let mut before = 0;
                 repeat(&stop, || {
                     // A page that was just brought in can only be paged out from the CPU that did so.
-                    for cpu in 0..cpus {
-                        stay_on(cpu);
+                    for cpu in &cpus {
+                        stay_on(*cpu);
                         room.space.must_advise(0, PAGE, libc::MADV_PAGEOUT);
                     }
                     add(&advice, true);

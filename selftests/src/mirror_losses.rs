@@ -246,7 +246,8 @@ fn thrashing() {
             .must_advise(SMALL_AT, 2 * PAGE, libc::MADV_PAGEOUT)
     };
     // A page that was just brought in can only be paged out from the CPU that did so.
-    let others: Vec<Child> = (0..cpus())
+    let others: Vec<Child> = cpus()
+        .into_iter()
         .map(|cpu| {
             Child::spawn(|| {
                 stay_on(cpu);

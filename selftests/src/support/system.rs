@@ -7,7 +7,9 @@ use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
-use super::Errno;
+use nix::sched::{sched_getaffinity, sched_setaffinity, CpuSet};
+use nix::unistd::Pid;
+
 use crate::note;
 
 /// A file under /proc/sys (or any such file) with a new value, and the old one back at the end.
@@ -106,20 +108,18 @@ pub fn slow_zaps(micros: u32) -> Option<Setting> {
     delay
 }
 
-/// CPUs that the test may use.
-pub fn cpus() -> usize {
-    std::thread::available_parallelism().map_or(1, |cpus| cpus.get())
+/// The CPUs that the calling thread may use.
+pub fn cpus() -> Vec<usize> {
+    let allowed = sched_getaffinity(Pid::this()).expect("sched_getaffinity");
+    let is_allowed = |cpu: &usize| allowed.is_set(*cpu).unwrap_or(false);
+    (0..CpuSet::count()).filter(is_allowed).collect()
 }
 
 /// Keeps the calling thread on one CPU.
 pub fn stay_on(cpu: usize) {
-    // SAFETY: An all-zero set is valid, and as large as is said.
-    let done = unsafe {
-        let mut set: libc::cpu_set_t = std::mem::zeroed();
-        libc::CPU_SET(cpu, &mut set);
-        libc::sched_setaffinity(0, size_of_val(&set), &set)
-    };
-    assert_eq!(done, 0, "sched_setaffinity: {}", Errno::last());
+    let mut cpus = CpuSet::new();
+    cpus.set(cpu).expect("a CPU's number");
+    sched_setaffinity(Pid::from_raw(0), &cpus).expect("sched_setaffinity");
 }
 
 /// What SELFTESTS_ROUNDS says, which is 500 if it says nothing.

@@ -4,15 +4,15 @@
 
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use std::sync::mpsc::{channel, Receiver, Sender};
-use std::sync::Arc;
+use std::sync::{Arc, LazyLock};
 use std::thread::JoinHandle;
 use std::time::Duration;
 
 use anyhow::{anyhow, bail, ensure, Context, Error, Result};
 use kvm_bindings::kvm_regs;
 use kvm_ioctls::VcpuExit;
-use nix::sched::{sched_setaffinity, CpuSet};
-use nix::unistd::{sysconf, Pid, SysconfVar};
+use nix::sched::{sched_getaffinity, sched_setaffinity, CpuSet};
+use nix::unistd::Pid;
 
 use super::code::{guest_code, Code};
 use super::{Guest, Vcpu, WORDS};
@@ -112,7 +112,7 @@ pub struct Use {
 pub enum Place {
     /// On the one CPU, when nobody else wants it.
     WhenIdle,
-    /// Not on the first CPU, which the caller has for itself.
+    /// Not on the first of the CPUs, which the caller has for itself.
     OtherCpus,
 }
 
@@ -121,7 +121,7 @@ impl Place {
     fn leave(self) -> Result<()> {
         match self {
             Place::WhenIdle => Ok(()),
-            Place::OtherCpus => run_on(0),
+            Place::OtherCpus => run_on(CPUS[0]),
         }
     }
 
@@ -129,21 +129,30 @@ impl Place {
     fn take(self, vcpu: u64) -> Result<()> {
         match self {
             Place::WhenIdle => run_when_idle(),
-            Place::OtherCpus => run_on(1 + vcpu % other_cpus()?),
+            Place::OtherCpus => {
+                let others = other_cpus()?;
+                run_on(others[vcpu as usize % others.len()])
+            }
         }
     }
 }
 
+/// The CPUs that this program may use, as it was when the first thread was bound to one.
+static CPUS: LazyLock<Vec<usize>> = LazyLock::new(|| {
+    let allowed = sched_getaffinity(Pid::this()).unwrap_or_default();
+    let is_allowed = |cpu: &usize| allowed.is_set(*cpu).unwrap_or(false);
+    (0..CpuSet::count()).filter(is_allowed).collect()
+});
+
 /// The CPUs that vCPUs run on, which has to be one at least.
-pub fn other_cpus() -> Result<u64> {
-    let cpus = sysconf(SysconfVar::_NPROCESSORS_ONLN)?.unwrap_or(1) as u64;
-    ensure!(cpus > 1, "there is one CPU only");
-    Ok(cpus - 1)
+pub fn other_cpus() -> Result<&'static [usize]> {
+    ensure!(CPUS.len() > 1, "there is one CPU only");
+    Ok(&CPUS[1..])
 }
 
-fn run_on(cpu: u64) -> Result<()> {
+fn run_on(cpu: usize) -> Result<()> {
     let mut cpus = CpuSet::new();
-    cpus.set(cpu as usize)?;
+    cpus.set(cpu)?;
     sched_setaffinity(Pid::from_raw(0), &cpus).context("sched_setaffinity")
 }
 

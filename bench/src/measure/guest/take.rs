@@ -223,7 +223,7 @@ pub fn counted(out: &mut Output) -> Result<()> {
 }
 
 pub fn parallel(out: &mut Output) -> Result<()> {
-    let vcpus = match other_cpus()? {
+    let vcpus = match other_cpus()?.len() {
         1 => "4 vCPUs on 1 CPU".into(),
         cpus => format!("4 vCPUs on {cpus} CPUs"),
     };
