@@ -136,21 +136,10 @@ impl Exit {
         }
     }
 
-    /// QEMU's emulation of SVM (7.2) loses a guest's registers once in some 100000 exits, with
-    /// ordinary slots as well: those of the host after VMRUN are in their place, and the guest
-    /// shuts down. Where code and page tables lie in memory that nothing changes, that is not what
-    /// a test looks for: it starts the guest again, but not more than `LOST` times.
-    pub fn is_lost(&self) -> bool {
-        matches!(self, Exit::Other(what) if what == "Shutdown" || what == "InternalError")
-    }
-
     pub fn is_fault_at(&self, page: u64) -> bool {
         matches!(self, Exit::MemoryFault { gpa, .. } if *gpa & !(PAGE - 1) == page)
     }
 }
-
-/// See `Exit::is_lost`.
-pub const LOST: u64 = 8;
 
 /// A word of four such bytes.
 pub fn word(byte: u8) -> u32 {

@@ -6,11 +6,10 @@
 use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering::Relaxed, Ordering::SeqCst};
 use std::time::Duration;
 
-use super::guest::{code_page, Args, Exit, Kicker, OwnMemory, Vcpu, Vm, CODE, LOST};
+use super::guest::{code_page, Args, Exit, Kicker, OwnMemory, Vcpu, Vm, CODE};
 use super::meeting::{add, repeat};
 use super::PAGE;
 use crate::harness::skip;
-use crate::note;
 
 /// Code of the guest; arguments are in registers.
 #[derive(Clone, Copy)]
@@ -175,7 +174,6 @@ pub struct Smp {
     pub faults: AtomicU64,
     pub zeros: AtomicU64,
     pub full: AtomicU64,
-    lost: AtomicU64,
 }
 
 impl Smp {
@@ -186,7 +184,7 @@ impl Smp {
         let _kicker = Kicker::after(Duration::from_millis(5));
         let mut exit = job.start(&mut vcpu);
         repeat(&self.stop, || {
-            let (mut again, mut lost) = (false, false);
+            let mut again = false;
             match &exit {
                 Exit::Kicked => {}
                 Exit::MmioRead { .. } | Exit::MmioWrite { .. } => add(&self.holes, true),
@@ -206,24 +204,13 @@ impl Smp {
                     );
                     add(&self.zeros, true);
                 }
-                exit if exit.is_lost() => {
-                    note!("vCPU {}: {exit:?}, {}", job.vcpu, state(&mut vcpu));
-                    lost = true;
-                }
                 other => panic!("vCPU {}: {other:?}, {}", job.vcpu, state(&mut vcpu)),
             }
             self.rest();
             if again {
                 job.pass_over(&mut vcpu);
             }
-            exit = if lost {
-                add(&self.lost, true);
-                assert!(self.lost.load(Relaxed) < LOST, "vCPUs lose their state");
-                vcpu.reset();
-                job.start(&mut vcpu)
-            } else {
-                vcpu.resume()
-            };
+            exit = vcpu.resume();
         });
     }
 

@@ -9,10 +9,9 @@ use std::os::unix::fs::FileExt;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed};
 use std::time::Duration;
 
-use super::guest::{Args, Exit, Kicker, Routine, Vcpu, LOST};
+use super::guest::{Args, Exit, Kicker, Routine, Vcpu};
 use super::meeting::{add, repeat};
 use super::{files, Map, Space, PAGE};
-use crate::note;
 
 pub const BYTE: u8 = 0x77;
 pub const WORD: u32 = u32::from_le_bytes([BYTE; 4]);
@@ -81,17 +80,8 @@ pub fn walk(
         ..Default::default()
     };
     let mut exit = vcpu.call(Routine::Walk, args);
-    let (mut before, mut lost) = (0, 0);
+    let mut before = 0;
     repeat(stop, || {
-        if exit.is_lost() {
-            note!("{exit:?}");
-            lost += 1;
-            assert!(lost < LOST, "vCPUs lose their state");
-            vcpu.reset();
-            exit = vcpu.call(Routine::Walk, args);
-            before = 0;
-            return;
-        }
         if exit != Exit::Kicked {
             assert!(hole(&exit), "{exit:x?}");
             add(&met.holes, true);

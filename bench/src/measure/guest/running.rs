@@ -277,32 +277,18 @@ impl Running {
 /// A report after which a vCPU is run no more.
 const STOP: u64 = u32::MAX as u64;
 
-/// How often a vCPU is started again that the emulated CPU has lost the state of, which happens
-/// once in some 100,000 exits. See Documentation/test-bed.rst.
-const LOST: usize = 8;
-
 fn run(mut vcpu: Vcpu, reports: &Sender<u64>, exits: &AtomicU64) -> Result<()> {
-    for _ in 0..LOST {
-        let words = WORDS + vcpu.id * PAGE;
-        vcpu.start(kvm_regs {
-            rbx: words,
-            ..Default::default()
-        })?;
-        if !run_until_lost(&mut vcpu, reports, exits)? {
-            return Ok(());
-        }
-    }
-    bail!("a vCPU was lost {LOST} times")
-}
-
-/// Whether it was lost; it was stopped otherwise.
-fn run_until_lost(vcpu: &mut Vcpu, reports: &Sender<u64>, exits: &AtomicU64) -> Result<bool> {
+    let words = WORDS + vcpu.id * PAGE;
+    vcpu.start(kvm_regs {
+        rbx: words,
+        ..Default::default()
+    })?;
     loop {
         match vcpu.fd.run() {
             Ok(VcpuExit::IoOut(REPORT_PORT, answer)) => {
                 let answer = u32::from_le_bytes(answer.try_into()?).into();
                 if answer == STOP || reports.send(answer).is_err() {
-                    return Ok(false);
+                    return Ok(());
                 }
             }
             Ok(VcpuExit::MmioRead(_, data)) => {
@@ -312,8 +298,7 @@ fn run_until_lost(vcpu: &mut Vcpu, reports: &Sender<u64>, exits: &AtomicU64) -> 
             Ok(VcpuExit::MmioWrite(..)) => {
                 exits.fetch_add(1, Relaxed);
             }
-            Ok(VcpuExit::Intr | VcpuExit::InternalError) => {}
-            Ok(VcpuExit::Shutdown) => return Ok(true),
+            Ok(VcpuExit::Intr) => {}
             Err(e) if e.errno() == libc::EINTR => {}
             Ok(other) => bail!("{other:x?}"),
             Err(e) => bail!("KVM_RUN: {e}"),
