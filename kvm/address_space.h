@@ -130,6 +130,8 @@ void kvm_space_mn_release(struct mmu_notifier *mn, struct mm_struct *mm);
 void kvm_space_commit_memslot(struct kvm_memory_slot *old,
 			      const struct kvm_memory_slot *new,
 			      enum kvm_mr_change change);
+kvm_pfn_t kvm_window_why(struct mm_struct *mm, unsigned long addr,
+			 unsigned int flags);
 kvm_pfn_t kvm_window_to_pfn(struct kvm_follow_pfn *kfp);
 int kvm_window_prefetch_pages(const struct kvm_memory_slot *slot, gfn_t gfn,
 			      struct page **pages, int nr_pages);
