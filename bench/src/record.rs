@@ -35,6 +35,8 @@ pub enum Unit {
     Instructions,
     Bytes,
     Exits,
+    /// Interrupts from CPU to CPU.
+    Ipis,
     /// Wall time, on several CPUs that share the host's.
     Microseconds,
 }

@@ -49,7 +49,7 @@ fn legend() -> [Key; 4] {
 fn remark(row: &Outcome) -> String {
     let noisy = match row.unit {
         Unit::Microseconds => " (wall time, noisy)",
-        Unit::Instructions | Unit::Bytes | Unit::Exits => "",
+        Unit::Instructions | Unit::Bytes | Unit::Exits | Unit::Ipis => "",
     };
     format!("{}{noisy}", row.alternative_name)
 }

@@ -71,6 +71,7 @@ pub fn short_unit(unit: Unit) -> &'static str {
         Unit::Instructions => "instr",
         Unit::Bytes => "bytes",
         Unit::Exits => "exits",
+        Unit::Ipis => "IPIs",
         Unit::Microseconds => "us",
     }
 }

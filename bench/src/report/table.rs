@@ -68,6 +68,7 @@ instr: instructions that the only CPU executes for it, in programs, kernel and g
        so (seen: 4%) where processes or vCPUs take turns. Left out: cache and TLB misses, IPIs, memory bandwidth, contention
        for locks.
 us:    wall time on several emulated CPUs, which share the host's: noisy.
+IPIs:  those that these CPUs receive meanwhile.
 
 Bars met: {}, missed: {}; rows without a bar: {}
 In {}: {}

@@ -10,7 +10,7 @@
 use std::fs::File;
 use std::time::Duration;
 
-use anyhow::Result;
+use anyhow::{Context, Result};
 use asfd::AddressSpace;
 
 use super::memory::{delete_slot, memslot, rw, set_slot, window, SLOT};
@@ -147,6 +147,20 @@ impl Machine {
         })
     }
 
+    /// IPIs that CPUs receive for it.
+    fn ipis(side: Side, pages: Pages, vcpus: u64) -> Result<f64> {
+        let mut machine = Machine::new(side, pages, vcpus, Place::OtherCpus)?;
+        let mut counts = Vec::new();
+        for _ in 0..ROUNDS {
+            machine.running.pass()?;
+            let before = ipis()?;
+            machine.memory.take_and_give_back(&machine.running.guest)?;
+            counts.push((ipis()? - before) as f64);
+        }
+        machine.running.stop()?;
+        Ok(median(counts))
+    }
+
     /// Medians of some rounds, without what a round costs in which nothing changes.
     fn medians(side: Side, pages: Pages, vcpus: u64, place: Place) -> Result<Cost> {
         let vms = if place == Place::OtherCpus { VMS } else { 1 };
@@ -173,6 +187,22 @@ impl Machine {
             used: cost.used - nothing.used,
         })
     }
+}
+
+/// IPIs that all CPUs have received so far: to call a function there, and to have it schedule.
+fn ipis() -> Result<u64> {
+    let counted = std::fs::read_to_string("/proc/interrupts")?;
+    let of = |kind: &str| -> Result<u64> {
+        let line = counted
+            .lines()
+            .find_map(|line| line.trim().strip_prefix(kind));
+        let numbers = line.with_context(|| format!("no {kind} in /proc/interrupts"))?;
+        Ok(numbers
+            .split_whitespace()
+            .map_while(|word| word.parse::<u64>().ok())
+            .sum())
+    };
+    Ok(of("CAL:")? + of("RES:")?)
 }
 
 const ALTERNATIVES: [Side; 2] = [Side::Memslot, Side::MemslotZappedAlone];
@@ -231,6 +261,13 @@ pub fn parallel(out: &mut Output) -> Result<()> {
         let costs = |side| Machine::medians(side, pages, 4, Place::OtherCpus);
         let ticks = ticks_per_microsecond()?;
         rows(out, (pages, &vcpus), Unit::Microseconds, ticks, costs)?;
+
+        let name = format!("IPIs of taking {}, {}, {vcpus}", short(HUGE), pages.name());
+        let window = Machine::ipis(Side::Window, pages, 4)?;
+        for side in ALTERNATIVES {
+            let costs = (window, Machine::ipis(side, pages, 4)?);
+            out.row(Measured::new(&name, side.name(), Unit::Ipis, costs))?;
+        }
     }
     Ok(())
 }
