@@ -12,6 +12,8 @@
  * writable only when its folio is dirty, or is made so first: a folio is not
  * cleaned before the space's entry for it is write-protected or gone, which
  * zaps mirrors.
+ *
+ * A mirror is no shadow stack, so entries are made writable without the area.
  */
 #include <linux/delay.h>
 #include <linux/hugetlb.h>
@@ -171,7 +173,7 @@ static void install_target(struct vm_fault *vmf, pte_t *ptep,
 	pte = pte_mkyoung(pte);
 	if ((none || wanted) && (vma->vm_flags & VM_WRITE) &&
 	    mirror_writable(page, wanted))
-		pte = pte_mkdirty(pte_mkwrite(pte, vma));
+		pte = pte_mkdirty(pte_mkwrite_novma(pte));
 
 	if (none)
 		set_pte_at(vma->vm_mm, addr, ptep, pte);
@@ -256,7 +258,7 @@ bool asfd_install_huge(struct vm_fault *vmf, unsigned long addr,
 		if (target)
 			pmd = pmd_mkyoung(pmd);
 		if (may_write && mirror_writable(page, wanted))
-			pmd = pmd_mkdirty(pmd_mkwrite(pmd, vma));
+			pmd = pmd_mkdirty(pmd_mkwrite_novma(pmd));
 		set_pmd_at(mm, addr, pmdp, pmd);
 		update_mmu_cache_pmd(vma, addr, pmdp);
 	} else if (!pmd_trans_huge(pmd)) {
@@ -264,7 +266,7 @@ bool asfd_install_huge(struct vm_fault *vmf, unsigned long addr,
 	} else if (target && !WARN_ON_ONCE(pmd_pfn(pmd) != pfn)) {
 		pmd = pmd_mkyoung(pmd);
 		if (wanted && may_write && mirror_writable(page, true))
-			pmd = pmd_mkdirty(pmd_mkwrite(pmd, vma));
+			pmd = pmd_mkdirty(pmd_mkwrite_novma(pmd));
 		if (pmdp_set_access_flags(vma, addr, pmdp, pmd, wanted))
 			update_mmu_cache_pmd(vma, addr, pmdp);
 	}
