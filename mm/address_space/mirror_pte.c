@@ -13,7 +13,9 @@
  * cleaned before the space's entry for it is write-protected or gone, which
  * zaps mirrors.
  *
- * A mirror is no shadow stack, so entries are made writable without the area.
+ * A mirror is no shadow stack: new entries are made writable without the area.
+ * In entries that exist x86 may have to move the dirty bit back (SavedDirty),
+ * which pte_mkwrite() does and pte_mkwrite_novma() does not.
  */
 #include <linux/delay.h>
 #include <linux/hugetlb.h>
@@ -173,7 +175,7 @@ static void install_target(struct vm_fault *vmf, pte_t *ptep,
 	pte = pte_mkyoung(pte);
 	if ((none || wanted) && (vma->vm_flags & VM_WRITE) &&
 	    mirror_writable(page, wanted))
-		pte = pte_mkdirty(pte_mkwrite_novma(pte));
+		pte = pte_mkdirty(pte_mkwrite(pte, vma));
 
 	if (none)
 		set_pte_at(vma->vm_mm, addr, ptep, pte);
@@ -266,7 +268,7 @@ bool asfd_install_huge(struct vm_fault *vmf, unsigned long addr,
 	} else if (target && !WARN_ON_ONCE(pmd_pfn(pmd) != pfn)) {
 		pmd = pmd_mkyoung(pmd);
 		if (wanted && may_write && mirror_writable(page, true))
-			pmd = pmd_mkdirty(pmd_mkwrite_novma(pmd));
+			pmd = pmd_mkdirty(pmd_mkwrite(pmd, vma));
 		if (pmdp_set_access_flags(vma, addr, pmdp, pmd, wanted))
 			update_mmu_cache_pmd(vma, addr, pmdp);
 	}
