@@ -147,15 +147,15 @@ impl Machine {
         })
     }
 
-    /// IPIs that CPUs receive for it.
+    /// IPIs that CPUs receive while it is done: the median of some rounds.
     fn ipis(side: Side, pages: Pages, vcpus: u64) -> Result<f64> {
         let mut machine = Machine::new(side, pages, vcpus, Place::OtherCpus)?;
         let mut counts = Vec::new();
         for _ in 0..ROUNDS {
             machine.running.pass()?;
-            let before = ipis()?;
+            let before = ipis_received()?;
             machine.memory.take_and_give_back(&machine.running.guest)?;
-            counts.push((ipis()? - before) as f64);
+            counts.push((ipis_received()? - before) as f64);
         }
         machine.running.stop()?;
         Ok(median(counts))
@@ -189,8 +189,8 @@ impl Machine {
     }
 }
 
-/// IPIs that all CPUs have received so far: to call a function there, and to have it schedule.
-fn ipis() -> Result<u64> {
+/// How many IPIs all CPUs have received so far: to call a function there, and to have it schedule.
+fn ipis_received() -> Result<u64> {
     let counted = std::fs::read_to_string("/proc/interrupts")?;
     let of = |kind: &str| -> Result<u64> {
         let line = counted
@@ -253,19 +253,20 @@ pub fn counted(out: &mut Output) -> Result<()> {
 }
 
 pub fn parallel(out: &mut Output) -> Result<()> {
+    const VCPUS: u64 = 4;
     let vcpus = match other_cpus()?.len() {
-        1 => "4 vCPUs on 1 CPU".into(),
-        cpus => format!("4 vCPUs on {cpus} CPUs"),
+        1 => format!("{VCPUS} vCPUs on 1 CPU"),
+        cpus => format!("{VCPUS} vCPUs on {cpus} CPUs"),
     };
     for pages in [Pages::Small, Pages::Thp] {
-        let costs = |side| Machine::medians(side, pages, 4, Place::OtherCpus);
+        let costs = |side| Machine::medians(side, pages, VCPUS, Place::OtherCpus);
         let ticks = ticks_per_microsecond()?;
         rows(out, (pages, &vcpus), Unit::Microseconds, ticks, costs)?;
 
         let name = format!("IPIs of taking {}, {}, {vcpus}", short(HUGE), pages.name());
-        let window = Machine::ipis(Side::Window, pages, 4)?;
+        let window = Machine::ipis(Side::Window, pages, VCPUS)?;
         for side in ALTERNATIVES {
-            let costs = (window, Machine::ipis(side, pages, 4)?);
+            let costs = (window, Machine::ipis(side, pages, VCPUS)?);
             out.row(Measured::new(&name, side.name(), Unit::Ipis, costs))?;
         }
     }
