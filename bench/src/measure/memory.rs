@@ -240,7 +240,7 @@ fn size(len: u64) -> NonZeroUsize {
 pub fn short(bytes: u64) -> String {
     let unit = (0..3)
         .rev()
-        .find(|n| bytes >> (10 * (n + 1)) > 0 && bytes % (1 << (10 * (n + 1))) == 0);
+        .find(|n| bytes >> (10 * (n + 1)) > 0 && bytes.is_multiple_of(1 << (10 * (n + 1))));
     match unit {
         Some(n) => format!("{}{}", bytes >> (10 * (n + 1)), ["K", "M", "G"][n]),
         None => bytes.to_string(),

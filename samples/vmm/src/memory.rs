@@ -78,7 +78,7 @@ impl GuestMemory {
     /// Puts a part of a file in place of RAM. The file itself is mapped where it lies on pages;
     /// the guest's writes stay in the space.
     pub fn place(&self, file: &File, offset: u64, len: u64, at: u64) -> Result<()> {
-        if offset % PAGE == 0 {
+        if offset.is_multiple_of(PAGE) {
             let part = Mapping::file(file, len).offset(offset).prot(RW).private();
             self.space.map(&part.replacing(at))?;
             return Ok(());

@@ -141,7 +141,7 @@ impl Guest {
 
     /// A word of the guest's own memory.
     fn word(&self, at: u64) -> &AtomicU64 {
-        assert!(at % 8 == 0 && at < OWN_LEN);
+        assert!(at.is_multiple_of(8) && at < OWN_LEN);
         // SAFETY: It is in the area and aligned, and everybody uses it as an atomic.
         unsafe { AtomicU64::from_ptr(self.own.start().add(at as usize).cast()) }
     }
